@@ -1,0 +1,21 @@
+"""Progress bars with a rate and the remaining time, on standard error."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def bar(what: str, total: int, unit: str) -> "tqdm[Any]":
+    """A bar to be moved by hand: `with bar("encode", 1000, "passage") as b: b.update(32)`."""
+    return tqdm(total=total, desc=what, unit=f" {unit}", dynamic_ncols=True, mininterval=0.5, leave=True)
+
+
+def track(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:
+    """Iterate with a bar that moves by one per item."""
+    with bar(what, total, unit) as progress:
+        for item in items:
+            yield item
+            progress.update(1)
