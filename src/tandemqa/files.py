@@ -83,6 +83,13 @@ def fingerprint(*paths: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def cache_folder() -> Path:
+    """Where work is kept between commands: $TANDEMQA_CACHE, else tandemqa/ in the user's cache folder."""
+    if own := os.environ.get("TANDEMQA_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tandemqa"
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

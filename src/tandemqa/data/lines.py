@@ -1,0 +1,88 @@
+"""Text files read line by line; whatever is wrong in one is named by file, line and field."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tandemqa.errors import TandemError
+
+# ASCII whitespace alone: an id may hold a no-break or an ideographic space.
+_FIELD = re.compile(r"\S+", re.ASCII)
+
+
+def fault(path: Path, number: int, what: str) -> TandemError:
+    """The error for line `number` (from 1) of `path`."""
+    return TandemError(f"{path}, line {number}: {what}")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, int, str]]:
+    """Yield (line number from 1, byte offset of its first character, text without its line end).
+
+    Blank lines are passed over; a byte order mark and CRLF are accepted. A file that is missing, unreadable
+    or not UTF-8 is a `TandemError`.
+    """
+    try:
+        with path.open("rb") as file:
+            end = 0
+            for number, line in enumerate(file, start=1):
+                start, end = end, end + len(line)
+                if number == 1 and line.startswith(codecs.BOM_UTF8):
+                    start += len(codecs.BOM_UTF8)
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                try:
+                    text = line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    what = f"byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8."
+                    raise fault(path, number, what) from error
+                if text.strip():
+                    yield number, start, text.rstrip("\r\n")
+    except FileNotFoundError as error:
+        raise TandemError(f"{path} does not exist; check the path or put the file there.") from error
+    except OSError as error:
+        raise TandemError(f"{path} cannot be read ({error.strerror}); it must be a readable file.") from error
+
+
+def fields(text: str) -> list[str]:
+    """The fields of a line that ASCII whitespace separates, as TREC files have them."""
+    return _FIELD.findall(text)
+
+
+def read_records(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Yield (line number, byte offset, object) of a JSONL file whose objects all carry an `_id`, a string.
+
+    A line that is not such an object, an empty `_id`, or a file without rows is a `TandemError`.
+    """
+    number = 0
+    for number, offset, text in read_lines(path):
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            what = f"not valid JSON ({reason}); write one JSON object on each line."
+            raise fault(path, number, what) from error
+        if not isinstance(record, dict):
+            raise fault(path, number, 'not a JSON object; write one like {"_id": "...", "text": "..."}.')
+        if not string_field(path, number, record, "_id").strip():
+            raise fault(path, number, "field _id is empty; give every line an _id of its own.")
+        yield number, offset, record
+    if not number:
+        raise TandemError(f"{path} has no rows; write one JSON object on each line.")
+
+
+def string_field(path: Path, number: int, record: dict[str, Any], field: str) -> str:
+    """`record[field]`, or a `TandemError` when it is missing, not a string, or not Unicode text."""
+    if field not in record:
+        raise fault(path, number, f"field {field} is missing; add it as a string.")
+    value = record[field]
+    if not isinstance(value, str):
+        raise fault(path, number, f"field {field} is {json.dumps(value)[:40]}, not a string; put it in quotes.")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:  # JSON may spell half of a surrogate pair, which no tokenizer accepts
+            what = f"field {field} holds half of a surrogate pair (\\ud800 to \\udfff); remove it."
+            raise fault(path, number, what) from error
+    return value

@@ -1,0 +1,94 @@
+"""The token store: texts as token ids, computed once, memory-mapped ever after."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tandemqa.data.dataset import Dataset
+from tandemqa.errors import TandemError
+from tandemqa.files import cache_folder, read_json, whole_folder, write_json
+from tandemqa.progress import bar
+
+BATCH = 4096
+# No encoder here reads further, so that one store serves every choice of lengths.
+MAX_TOKENS = 512
+
+
+class TokenIds(Protocol):
+    """Texts as token ids, int32 arrays without special tokens: a token store, or a list of arrays."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> npt.NDArray[np.int32]: ...
+
+
+class TokenStore:
+    """Token ids of texts, without special tokens, each cut at a maximum length.
+
+    On disk: `ids.bin` (int32, all texts one after the other), `offsets.npy` (int64, one more than texts) and
+    `tokens.json`. Both arrays are memory-mapped: opening a store of any size costs nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        about = read_json(folder / "tokens.json")
+        self.offsets: npt.NDArray[np.int64] = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+        expected = int(self.offsets[-1]) * 4
+        if (folder / "ids.bin").stat().st_size != expected or len(self.offsets) != about["count"] + 1:
+            raise TandemError(f"The token store {folder} is damaged; remove the folder, it is built again.")
+        self.ids: npt.NDArray[np.int32] = (
+            np.memmap(folder / "ids.bin", dtype=np.int32, mode="r") if expected else np.empty(0, np.int32)
+        )
+        self.lengths: npt.NDArray[np.int64] = np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> npt.NDArray[np.int32]:
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+    @classmethod
+    def build(cls, folder: Path, texts: Iterable[str], count: int, tokenizer: Any) -> "TokenStore":
+        """Tokenise `count` texts into `folder`, whole or not at all."""
+        with whole_folder(folder) as partial, bar("tokenise", count, "text") as progress:
+            offsets = np.zeros(count + 1, dtype=np.int64)
+            row, remaining = 0, iter(texts)
+            with (partial / "ids.bin").open("wb") as file:
+                while batch := list(islice(remaining, BATCH)):
+                    encoded = tokenizer(batch, add_special_tokens=False, truncation=True, max_length=MAX_TOKENS)[
+                        "input_ids"
+                    ]
+                    file.write(np.fromiter((i for ids in encoded for i in ids), dtype=np.int32).tobytes())
+                    lengths = [len(ids) for ids in encoded]
+                    offsets[row + 1 : row + 1 + len(batch)] = offsets[row] + np.cumsum(lengths)
+                    row += len(batch)
+                    progress.update(len(batch))
+            np.save(partial / "offsets.npy", offsets)
+            write_json(partial / "tokens.json", {"count": count, "max_tokens": MAX_TOKENS})
+        return cls(folder)
+
+
+def passage_tokens(dataset: Dataset, tokenizer: Any) -> TokenStore:
+    """The token store of a dataset's passages: built on first use, found in the cache ever after.
+
+    The cache is keyed by the content of the dataset and by what the tokeniser does.
+    """
+    folder = cache_folder() / "tokens" / f"{dataset.fingerprint}-{tokenizer_fingerprint(tokenizer)}"
+    if not (folder / "tokens.json").exists():
+        texts = (passage.full for passage in dataset.passages)
+        return TokenStore.build(folder, texts, len(dataset.passages), tokenizer)
+    return TokenStore(folder)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Sixteen hexadecimal digits that identify what a fast tokeniser does, whatever folder it came from."""
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Truncation and padding are the caller's last call, not a property of the tokeniser.
+    settings["truncation"] = settings["padding"] = None
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

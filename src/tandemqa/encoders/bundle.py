@@ -1,0 +1,105 @@
+"""The bundle: a retriever and a re-ranker in one folder, with what is known of them."""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+import tandemqa
+from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
+from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
+from tandemqa.errors import TandemError
+from tandemqa.files import fingerprint, read_json, whole_folder, write_json
+
+MANIFEST = "tandem.json"
+
+
+@dataclass
+class Bundle:
+    """`retriever/`, `reranker/` and `tandem.json` (versions, recipe, data fingerprint, metrics, file sizes).
+
+    `about` is the content of `tandem.json`; its `fingerprint` identifies the weights.
+    """
+
+    folder: Path
+    retriever: DualEncoder
+    reranker: CrossEncoder
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.about["fingerprint"])
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Bundle":
+        """Read a bundle, or the bundle of a training run; what is missing or truncated is named."""
+        folder, about = check_bundle(path)
+        try:
+            retriever = RetrieverConfig(**about["retriever"])
+            reranker = RerankerConfig(**about["reranker"])
+        except (KeyError, TypeError, ValidationError) as error:
+            raise TandemError(f"{folder / MANIFEST} does not describe both models; copy the bundle again.") from error
+        return cls(
+            folder,
+            DualEncoder.load(retriever.model_copy(update={"model": str(folder / "retriever")})),
+            CrossEncoder.load(reranker.model_copy(update={"model": str(folder / "reranker")})),
+            about,
+        )
+
+
+def save_bundle(folder: Path, retriever: DualEncoder, reranker: CrossEncoder, about: dict[str, Any]) -> Bundle:
+    """Write a bundle whole or not at all; `about` adds recipe, data and metrics to `tandem.json`."""
+    import torch
+    import transformers
+
+    with whole_folder(folder) as partial:
+        retriever.save(partial / "retriever")
+        reranker.save(partial / "reranker")
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        complete = {
+            "format": 1,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": {
+                "tandemqa": tandemqa.__version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+            "fingerprint": fingerprint(*_weights(files)),
+            "retriever": retriever.config.model_dump(),
+            "reranker": reranker.config.model_dump(),
+            **about,
+            "files": {str(path.relative_to(partial)): path.stat().st_size for path in files},
+        }
+        write_json(partial / MANIFEST, complete)
+    return Bundle(folder, retriever, reranker, complete)
+
+
+def check_bundle(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The bundle folder at `path` (itself, or `bundle/` inside a run) and its manifest, after a check of its files."""
+    given = Path(path)
+    if not given.exists():
+        raise TandemError(f"{given} does not exist; name the folder that `tandemqa train --out` wrote.")
+    folder = given if (given / MANIFEST).exists() else given / "bundle"
+    if not (folder / MANIFEST).exists():
+        raise TandemError(
+            f"{given} is not a bundle: it holds no {MANIFEST}; name a folder written by `tandemqa train`."
+        )
+    about = read_json(folder / MANIFEST)
+    if not isinstance(about, dict) or not isinstance(about.get("files"), dict):
+        raise TandemError(f"{folder / MANIFEST} lists no files; copy the bundle again.")
+    for name, size in about["files"].items():
+        file = folder / name
+        if not file.exists():
+            raise TandemError(f"The bundle {folder} is incomplete: {name} is missing; copy it again.")
+        if file.stat().st_size != size:
+            raise TandemError(
+                f"The bundle {folder} is damaged: {name} has {file.stat().st_size} bytes instead of {size}; copy it again."
+            )
+    return folder, about
+
+
+def _weights(files: Sequence[Path]) -> list[Path]:
+    return [path for path in files if path.suffix == ".safetensors"]

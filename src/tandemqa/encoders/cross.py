@@ -1,0 +1,130 @@
+"""The re-ranker: a cross-encoder that reads query and passage together and gives one score."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from tandemqa.data.tokens import TokenIds
+from tandemqa.encoders import layout
+from tandemqa.encoders.backbone import (
+    BASE_MODEL,
+    Pooling,
+    autocast,
+    device_of,
+    hidden_states,
+    load_backbone,
+    load_tokenizer,
+    pool,
+    use_fast_attention,
+)
+from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, token_budget_batches, tokenize
+from tandemqa.progress import bar
+
+
+class RerankerConfig(BaseModel):
+    """What the re-ranker is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(BASE_MODEL, description="Starting weights: a folder, a bundle's reranker/ or a hub id.")
+    pooling: Pooling = Field("cls", description="What the linear layer reads: the [CLS] state, or the mean.")
+    head_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout before the linear layer.")
+    pair_length: int = Field(160, ge=8, description="Tokens of query and passage together, special ones included.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the encoder; the paper uses 0.1.")
+
+
+class CrossEncoder(nn.Module):
+    """`w · h + b` over the pooled state of `[CLS] query [SEP] passage [SEP]` (RocketQAv2, section 3.1)."""
+
+    def __init__(self, config: RerankerConfig, tokenizer: Any, encoder: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.format = InputFormat(tokenizer)
+        self.encoder = encoder
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.head = head
+
+    @classmethod
+    def load(cls, config: RerankerConfig) -> "CrossEncoder":
+        """Load the weights that `config.model` names; a model without a scoring head gets a fresh one."""
+        encoder = load_backbone(config.model, config.dropout)
+        head = nn.Linear(int(encoder.config.hidden_size), 1)  # type: ignore[union-attr, arg-type]
+        saved = layout.load_head(config.model)
+        if saved is None:
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+        else:
+            head.load_state_dict(saved)
+        return cls(config, load_tokenizer(config.model), encoder, head)
+
+    def save(self, folder: Path) -> None:
+        """Write the folder that `sentence_transformers.CrossEncoder` reads."""
+        layout.save_reranker(
+            folder,
+            encoder=self.encoder,
+            head=self.head,
+            tokenizer=self.tokenizer,
+            pooling=self.config.pooling,
+            max_length=self.config.pair_length,
+        )
+
+    def tokenize(self, texts: Sequence[str]) -> list[Ids]:
+        """Token ids of texts, without special tokens."""
+        return tokenize(self.tokenizer, texts)
+
+    def frame(self, query: Ids, passage: Ids) -> tuple[Ids, int]:
+        """Glue a query's and a passage's ids together; also where the second segment begins."""
+        return self.format.pair(query, passage, self.config.pair_length)
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Scores of a padded batch of pairs, float32 of shape (N,)."""
+        vectors = pool(hidden_states(self.encoder, batch), batch.attention_mask, self.config.pooling)
+        # The head is too small to gain from bfloat16, and its rounding would tie neighbouring scores.
+        with torch.autocast(vectors.device.type, enabled=False):
+            scores: Tensor = self.head(self.dropout(vectors)).squeeze(-1)
+        return scores
+
+    @torch.inference_mode()
+    def score(
+        self,
+        queries: TokenIds,
+        passages: TokenIds,
+        pairs: npt.NDArray[np.int64],
+        token_budget: int = 4096,
+        show: str | None = None,
+        precision: Literal["auto", "fp32"] = "auto",
+    ) -> npt.NDArray[np.float32]:
+        """Scores of (query row, passage row) pairs, float32 of shape (P,), from pairs int64 of shape (P, 2).
+
+        Pairs of many queries share a batch: they are cut by length alone.
+        """
+        self.eval()
+        use_fast_attention(self.encoder)
+        device = device_of(self)
+        special = len(self.format.pair_prefix) + len(self.format.pair_middle) + len(self.format.pair_suffix)
+        query_lengths = np.fromiter(
+            (len(queries[row]) for row in range(len(queries))), dtype=np.int64, count=len(queries)
+        )
+        passage_lengths = np.fromiter(
+            (len(passages[int(row)]) for row in pairs[:, 1]), dtype=np.int64, count=len(pairs)
+        )
+        lengths = np.minimum(query_lengths[pairs[:, 0]] + passage_lengths + special, self.config.pair_length)
+        scores = np.empty(len(pairs), dtype=np.float32)
+        progress = bar(show, len(pairs), "pair") if show else None
+        with autocast(device, enabled=precision == "auto"):
+            for rows in token_budget_batches(lengths, token_budget):
+                framed = [self.frame(queries[int(q)], passages[int(p)]) for q, p in pairs[rows]]
+                batch = self.format.pad([ids for ids, _ in framed], [start for _, start in framed]).to(device)
+                scores[rows] = self(batch).cpu().numpy()
+                if progress:
+                    progress.update(len(rows))
+        if progress:
+            progress.close()
+        return scores

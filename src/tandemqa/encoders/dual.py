@@ -1,0 +1,132 @@
+"""The retriever: a dual-encoder whose score is the similarity of a query vector and a passage vector."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from tandemqa.data.tokens import TokenIds
+from tandemqa.encoders import layout
+from tandemqa.encoders.backbone import (
+    BASE_MODEL,
+    Pooling,
+    autocast,
+    device_of,
+    hidden_states,
+    load_backbone,
+    load_tokenizer,
+    pool,
+    use_fast_attention,
+)
+from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, token_budget_batches, tokenize
+from tandemqa.progress import bar
+
+Tower = Literal["query", "passage"]
+
+
+class RetrieverConfig(BaseModel):
+    """What the retriever is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(BASE_MODEL, description="Starting weights: a folder, a bundle's retriever/ or a hub id.")
+    pooling: Pooling = Field("mean", description="The vector of a text: its [CLS] state, or the mean of all.")
+    similarity: Literal["dot", "cosine"] = Field("cosine", description="Inner product as it is, or normalised.")
+    towers: Literal["shared", "untied"] = Field("shared", description="One encoder for both sides, or one each.")
+    query_length: int = Field(64, ge=4, description="Tokens a query is cut at, special tokens included.")
+    passage_length: int = Field(128, ge=8, description="Tokens a passage is cut at, special tokens included.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the encoder; the paper uses 0.1.")
+
+
+class DualEncoder(nn.Module):
+    """Two towers (or one that serves as both) that map texts to vectors (RocketQAv2, section 3.1).
+
+    `forward` is for training: it embeds a padded batch with gradient. `encode` is for everything else.
+    """
+
+    def __init__(self, config: RetrieverConfig, tokenizer: Any, query_tower: nn.Module, passage_tower: nn.Module):
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.format = InputFormat(tokenizer)
+        self.query_tower = query_tower
+        self.passage_tower = passage_tower
+        self.size = int(query_tower.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    @classmethod
+    def load(cls, config: RetrieverConfig) -> "DualEncoder":
+        """Load the weights that `config.model` names; a base model becomes both towers."""
+        sources = layout.tower_sources(config.model)
+        query_tower = load_backbone(sources[0], config.dropout)
+        passage_tower = query_tower
+        if config.towers == "untied":
+            passage_tower = (
+                copy.deepcopy(query_tower) if sources[0] == sources[1] else load_backbone(sources[1], config.dropout)
+            )
+        return cls(config, load_tokenizer(sources[0]), query_tower, passage_tower)
+
+    def save(self, folder: Path) -> None:
+        """Write the folder that `sentence_transformers.SentenceTransformer` reads."""
+        layout.save_retriever(
+            folder,
+            towers=(self.query_tower, self.passage_tower),
+            tokenizer=self.tokenizer,
+            size=self.size,
+            pooling=self.config.pooling,
+            normalise=self.config.similarity == "cosine",
+            max_length=self.config.passage_length,
+        )
+
+    def tokenize(self, texts: Sequence[str]) -> list[Ids]:
+        """Token ids of texts, without special tokens."""
+        return tokenize(self.tokenizer, texts)
+
+    def frame(self, ids: Ids, tower: Tower) -> Ids:
+        """Add the special tokens to a text's ids and cut it at its tower's length."""
+        limit = self.config.query_length if tower == "query" else self.config.passage_length
+        return self.format.single(ids, limit)
+
+    def forward(self, batch: TokenBatch, tower: Tower) -> Tensor:
+        """Vectors of a padded batch, float32 of shape (N, d), of unit length if the similarity is cosine."""
+        model = self.query_tower if tower == "query" else self.passage_tower
+        vectors = pool(hidden_states(model, batch), batch.attention_mask, self.config.pooling)
+        return nn.functional.normalize(vectors, dim=-1) if self.config.similarity == "cosine" else vectors
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        texts: TokenIds,
+        tower: Tower,
+        token_budget: int = 4096,
+        show: str | None = None,
+        precision: Literal["auto", "fp32"] = "auto",
+    ) -> npt.NDArray[np.float32]:
+        """Vectors of tokenised texts (ids without special tokens), float32 of shape (N, d), in the order given.
+
+        `texts` may be a token store. `show` names a progress bar. `precision` "auto" computes in bfloat16 where
+        the processor does.
+        """
+        self.eval()
+        use_fast_attention(self.query_tower)
+        use_fast_attention(self.passage_tower)
+        device = device_of(self)
+        lengths = np.fromiter((len(texts[row]) for row in range(len(texts))), dtype=np.int64, count=len(texts))
+        limit = self.config.query_length if tower == "query" else self.config.passage_length
+        special = len(self.format.prefix) + len(self.format.suffix)
+        vectors = np.empty((len(texts), self.size), dtype=np.float32)
+        progress = bar(show, len(texts), "text") if show else None
+        with autocast(device, enabled=precision == "auto"):
+            for rows in token_budget_batches(np.minimum(lengths + special, limit), token_budget):
+                batch = self.format.pad([self.frame(texts[int(row)], tower) for row in rows]).to(device)
+                vectors[rows] = self(batch, tower).float().cpu().numpy()
+                if progress:
+                    progress.update(len(rows))
+        if progress:
+            progress.close()
+        return vectors

@@ -1,0 +1,125 @@
+"""From token ids to padded batches: framing with special tokens, cutting by token budget, padding."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tandemqa.data.tokens import MAX_TOKENS
+
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sequences padded to a common length, as every Hugging Face encoder takes them.
+
+    input_ids, attention_mask and type_ids are int64 tensors of shape (N, L); type_ids is None for encoders
+    without segment embeddings.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    type_ids: Tensor | None
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        types = None if self.type_ids is None else self.type_ids.to(device)
+        return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), types)
+
+
+class InputFormat:
+    """How one encoder frames a text, or a pair of texts, that is already tokenised.
+
+    Learnt from the tokeniser itself (`[CLS] a [SEP] b [SEP]` for BERT, `<s> a </s></s> b </s>` for RoBERTa), so
+    that a cross-encoder input is two stored slices glued together and nothing is tokenised twice.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        text = tokenizer("a", add_special_tokens=False)["input_ids"]
+        single = tokenizer("a")["input_ids"]
+        pair = tokenizer("a", "a")
+        start = _find(single, text, 0)
+        first = _find(pair["input_ids"], text, 0)
+        second = _find(pair["input_ids"], text, first + len(text))
+        self.prefix, self.suffix = _ids(single[:start]), _ids(single[start + len(text) :])
+        self.pair_prefix = _ids(pair["input_ids"][:first])
+        self.pair_middle = _ids(pair["input_ids"][first + len(text) : second])
+        self.pair_suffix = _ids(pair["input_ids"][second + len(text) :])
+        self.pad_id = int(tokenizer.pad_token_id or 0)
+        self.has_types = "token_type_ids" in tokenizer.model_input_names
+        types = pair.get("token_type_ids", [0] * len(pair["input_ids"]))
+        # Where the second segment begins, counted from the first token of the second text.
+        self.type_offset = len([t for t in types[:second] if t == 1])
+
+    def single(self, ids: Ids, max_length: int) -> Ids:
+        """One framed text of at most `max_length` tokens, special tokens included; the text is cut at its end."""
+        room = max_length - len(self.prefix) - len(self.suffix)
+        return np.concatenate([self.prefix, ids[:room], self.suffix])
+
+    def pair(self, query: Ids, passage: Ids, max_length: int) -> tuple[Ids, int]:
+        """A framed query and passage, and the position at which the second segment begins.
+
+        At most `max_length` tokens, special tokens included. The longer of the two is cut first, as
+        `truncation="longest_first"` does, so that scores equal sentence-transformers' CrossEncoder.
+        """
+        room = max_length - len(self.pair_prefix) - len(self.pair_middle) - len(self.pair_suffix)
+        if len(query) + len(passage) > room:
+            shorter = min(len(query), len(passage), room // 2)
+            passage_is_longer = len(passage) >= len(query)
+            query = query[: shorter if passage_is_longer else room - shorter]
+            passage = passage[: room - shorter if passage_is_longer else shorter]
+        framed = np.concatenate([self.pair_prefix, query, self.pair_middle, passage, self.pair_suffix])
+        return framed, len(self.pair_prefix) + len(query) + len(self.pair_middle) - self.type_offset
+
+    def pad(self, sequences: Sequence[Ids], segment_starts: Sequence[int] | None = None) -> TokenBatch:
+        """Pad framed sequences to the longest; `segment_starts` says where each one's second segment begins."""
+        length = max(len(ids) for ids in sequences)
+        input_ids = np.full((len(sequences), length), self.pad_id, dtype=np.int64)
+        mask = np.zeros((len(sequences), length), dtype=np.int64)
+        for row, ids in enumerate(sequences):
+            input_ids[row, : len(ids)] = ids
+            mask[row, : len(ids)] = 1
+        types = None
+        if self.has_types:
+            types = torch.zeros((len(sequences), length), dtype=torch.int64)
+            if segment_starts is not None:
+                starts = torch.tensor(segment_starts)[:, None]
+                types = (torch.arange(length)[None, :] >= starts).long() * torch.from_numpy(mask)
+        return TokenBatch(torch.from_numpy(input_ids), torch.from_numpy(mask), types)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:
+    """Token ids of texts, without special tokens, each cut at MAX_TOKENS."""
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=MAX_TOKENS)
+    return [_ids(ids) for ids in encoded["input_ids"]]
+
+
+def token_budget_batches(lengths: npt.NDArray[np.int64], budget: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Cut work into batches of similar length: yields arrays of row numbers, longest rows first.
+
+    A batch padded to its longest row holds at most `budget` tokens (a single row may exceed it). Longest first,
+    so that memory peaks at once and the estimate of the remaining time errs on the safe side.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        rows = max(1, budget // max(1, int(lengths[order[start]])))
+        yield order[start : start + rows]
+        start += rows
+
+
+def _ids(values: Sequence[int]) -> Ids:
+    return np.asarray(values, dtype=np.int32)
+
+
+def _find(haystack: Sequence[int], needle: Sequence[int], start: int) -> int:
+    for position in range(start, len(haystack) - len(needle) + 1):
+        if list(haystack[position : position + len(needle)]) == list(needle):
+            return position
+    raise ValueError("the tokeniser changes a text when it frames it")

@@ -1,0 +1,136 @@
+"""The folders on disk, in the layout of sentence-transformers 6: its `SentenceTransformer` reads our retriever,
+its `CrossEncoder` our re-ranker. Weights are safetensors."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tandemqa.encoders.backbone import Pooling, resolve_model
+from tandemqa.files import write_json
+
+TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
+POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
+NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
+DENSE = "sentence_transformers.base.modules.dense.Dense"
+ROUTER = "sentence_transformers.base.modules.router.Router"
+IDENTITY = "torch.nn.modules.linear.Identity"
+
+QUERY_TOWER, PASSAGE_TOWER = "query_0_Transformer", "document_0_Transformer"
+
+
+def save_retriever(
+    folder: Path,
+    towers: tuple[nn.Module, nn.Module],
+    tokenizer: Any,
+    size: int,
+    pooling: Pooling,
+    normalise: bool,
+    max_length: int,
+) -> None:
+    """Write a dual-encoder: one Transformer if the towers are one object, else a Router with one for each side."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pooling_config = {"embedding_dimension": size, "pooling_mode": pooling, "include_prompt": True}
+    if towers[0] is towers[1]:
+        _save_transformer(folder, towers[0], tokenizer, max_length)
+        write_json(folder / "1_Pooling" / "config.json", pooling_config)
+        modules = [(TRANSFORMER, ""), (POOLING, "1_Pooling")]
+    else:
+        sides = {"query": (QUERY_TOWER, "query_1_Pooling"), "document": (PASSAGE_TOWER, "document_1_Pooling")}
+        for tower, (transformer_path, pooling_path) in zip(towers, sides.values(), strict=True):
+            _save_transformer(folder / transformer_path, tower, tokenizer, max_length)
+            write_json(folder / pooling_path / "config.json", pooling_config)
+        types = {
+            path: kind for side in sides.values() for path, kind in zip(side, (TRANSFORMER, POOLING), strict=True)
+        }
+        parameters = {"default_route": "document", "allow_empty_key": True, "route_mappings": {}}
+        write_json(
+            folder / "router_config.json",
+            {"types": types, "structure": {k: list(v) for k, v in sides.items()}, "parameters": parameters},
+        )
+        modules = [(ROUTER, "")]
+    if normalise:
+        path = f"{len(modules)}_Normalize"
+        write_json(folder / path / "config.json", {})
+        modules.append((NORMALIZE, path))
+    _save_modules(folder, modules)
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "model_type": "SentenceTransformer",
+            "prompts": {"query": "", "document": ""},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine" if normalise else "dot",
+        },
+    )
+
+
+def save_reranker(
+    folder: Path, encoder: nn.Module, head: nn.Linear, tokenizer: Any, pooling: Pooling, max_length: int
+) -> None:
+    """Write a cross-encoder as Transformer, Pooling and Dense, so that the head is linear on the pooled state."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_transformer(folder, encoder, tokenizer, max_length)
+    write_json(
+        folder / "1_Pooling" / "config.json",
+        {"embedding_dimension": head.in_features, "pooling_mode": pooling, "include_prompt": True},
+    )
+    write_json(
+        folder / "2_Dense" / "config.json",
+        {
+            "in_features": head.in_features,
+            "out_features": 1,
+            "bias": True,
+            "activation_function": IDENTITY,
+            "module_input_name": "sentence_embedding",
+            "module_output_name": "scores",
+        },
+    )
+    save_file(
+        {f"linear.{name}": value.contiguous() for name, value in head.state_dict().items()},
+        folder / "2_Dense" / "model.safetensors",
+    )
+    _save_modules(folder, [(TRANSFORMER, ""), (POOLING, "1_Pooling"), (DENSE, "2_Dense")])
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {"model_type": "CrossEncoder", "activation_fn": IDENTITY, "prompts": {}, "default_prompt_name": None},
+    )
+
+
+def tower_sources(source: str) -> tuple[str, str]:
+    """Where the query tower and the passage tower of a retriever lie: two folders of a Router, else the same."""
+    folder = Path(resolve_model(source))
+    if (folder / "router_config.json").exists():
+        return str(folder / QUERY_TOWER), str(folder / PASSAGE_TOWER)
+    return source, source
+
+
+def load_head(source: str) -> dict[str, Tensor] | None:
+    """The scoring head of a re-ranker folder, or None for a model that has none."""
+    path = Path(resolve_model(source)) / "2_Dense" / "model.safetensors"
+    if not path.exists():
+        return None
+    return {name.removeprefix("linear."): value for name, value in load_file(path).items()}
+
+
+def _save_transformer(folder: Path, model: nn.Module, tokenizer: Any, max_length: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)
+    write_json(
+        folder / "sentence_bert_config.json",
+        {
+            "transformer_task": "feature-extraction",
+            "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+            "module_output_name": "token_embeddings",
+            "max_seq_length": max_length,
+        },
+    )
+
+
+def _save_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
+    write_json(
+        folder / "modules.json",
+        [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (kind, path) in enumerate(modules)],
+    )

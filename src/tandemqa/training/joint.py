@@ -1,0 +1,133 @@
+"""The joint step: both models score the same lists, and one loss on the two score matrices trains them both."""
+
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from tandemqa.encoders.backbone import autocast, device_of, use_fast_attention
+from tandemqa.encoders.cross import CrossEncoder
+from tandemqa.encoders.dual import DualEncoder
+from tandemqa.training.batch import ListBatch
+from tandemqa.training.losses import Direction, Reduction, listwise_divergence, supervised_listwise
+
+
+class LossConfig(BaseModel):
+    """The three terms of the joint loss. The defaults are the paper's form except where a comment gives a figure."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kl_weight: float = Field(1.0, ge=0, description="Weight of the divergence between the two distributions.")
+    reranker_weight: float = Field(1.0, ge=0, description="Weight of the re-ranker's supervised loss.")
+    retriever_weight: float = Field(0.0, ge=0, description="Weight of the retriever's supervised loss (paper: 0).")
+    kl_direction: Direction = Field("retriever_reranker", description="KL(retriever ‖ re-ranker) or its reverse.")
+    kl_reduction: Reduction = Field("sum", description="Sum over the list (paper), or mean (reference code).")
+    kl_reranker_gradient: bool = Field(True, description="Whether the re-ranker learns from the divergence too.")
+    retriever_temperature: float = Field(
+        0.05,
+        gt=0,
+        description="Divides the retriever's scores: 0.05 suits cosine, 1 the paper's inner product.",
+    )
+    reranker_temperature: float = Field(1.0, gt=0, description="Divides the re-ranker's scores.")
+
+    @property
+    def needs_retriever(self) -> bool:
+        return self.kl_weight > 0 or self.retriever_weight > 0
+
+    @property
+    def needs_reranker(self) -> bool:
+        return self.kl_weight > 0 or self.reranker_weight > 0
+
+
+class Terms(NamedTuple):
+    """Each term of the loss, unweighted, per list: float32 of shape (B,)."""
+
+    kl: Tensor
+    reranker: Tensor
+    retriever: Tensor
+
+
+class JointModel(nn.Module):
+    """Retriever and re-ranker as one module, so that one optimiser, one backward pass and one wrapper serve both."""
+
+    def __init__(self, retriever: DualEncoder | None, reranker: CrossEncoder | None) -> None:
+        super().__init__()
+        self.retriever = retriever
+        self.reranker = reranker
+
+    def forward(self, batch: ListBatch) -> tuple[Tensor, Tensor]:
+        """Score matrices of the retriever and the re-ranker, float32 of shape (B, n) each, 0 at padding.
+
+        A model that takes no part gives zeros.
+        """
+        zeros = torch.zeros(batch.mask.shape, device=device_of(self))
+        retriever_scores = reranker_scores = zeros
+        with autocast(zeros.device):
+            if self.retriever is not None:
+                retriever_scores = self._retriever_scores(self.retriever, batch)
+            if self.reranker is not None:
+                reranker_scores = self._reranker_scores(self.reranker, batch)
+        return retriever_scores, reranker_scores
+
+    def train(self, mode: bool = True) -> "JointModel":
+        super().train(mode)
+        for model in self._backbones():
+            use_fast_attention(model)
+        return self
+
+    def _retriever_scores(self, retriever: DualEncoder, batch: ListBatch) -> Tensor:
+        device = device_of(retriever)
+        queries = _gather([(rows, retriever(part.to(device), "query")) for rows, part in batch.queries])
+        passages = _gather([(rows, retriever(part.to(device), "passage")) for rows, part in batch.passages])
+        mask, index = batch.mask.to(device), batch.passage_index.to(device)
+        # Products in float32: bfloat16 keeps three digits, fewer than neighbouring cosines differ in.
+        with torch.autocast(device.type, enabled=False):
+            scores = torch.einsum("bd,bnd->bn", queries, passages[index])
+        return scores.masked_fill(~mask, 0.0)
+
+    def _reranker_scores(self, reranker: CrossEncoder, batch: ListBatch) -> Tensor:
+        device = device_of(reranker)
+        places = torch.cat([rows for rows, _ in batch.pairs]).to(device)
+        values = torch.cat([reranker(part.to(device)) for _, part in batch.pairs])
+        scores = torch.zeros(batch.mask.numel(), device=device).index_put((places,), values)
+        return scores.view(batch.mask.shape)
+
+    def _backbones(self) -> list[nn.Module]:
+        towers = [] if self.retriever is None else [self.retriever.query_tower, self.retriever.passage_tower]
+        return towers if self.reranker is None else [*towers, self.reranker.encoder]
+
+
+def loss_terms(retriever: Tensor, reranker: Tensor, mask: Tensor, config: LossConfig) -> Terms:
+    """The terms of the joint loss, per list, from two score matrices (B, n) (RocketQAv2, equation 6)."""
+    return Terms(
+        kl=listwise_divergence(
+            retriever,
+            reranker,
+            mask,
+            config.kl_direction,
+            config.kl_reduction,
+            config.kl_reranker_gradient,
+            config.retriever_temperature,
+            config.reranker_temperature,
+        ),
+        reranker=supervised_listwise(reranker, mask, config.reranker_temperature),
+        retriever=supervised_listwise(retriever, mask, config.retriever_temperature),
+    )
+
+
+def joint_loss(terms: Terms, config: LossConfig) -> Tensor:
+    """The weighted sum of the terms, per list: float32 of shape (B,)."""
+    loss: Tensor = (
+        config.kl_weight * terms.kl
+        + config.reranker_weight * terms.reranker
+        + config.retriever_weight * terms.retriever
+    )
+    return loss
+
+
+def _gather(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Rows computed in parts, put back in order."""
+    places = torch.cat([rows for rows, _ in parts])
+    values = torch.cat([vectors for _, vectors in parts])
+    return values[torch.argsort(places).to(values.device)]

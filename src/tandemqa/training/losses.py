@@ -1,0 +1,49 @@
+"""Losses on score matrices. A loss sees scores of shape (B, n) and a mask of real candidates; never a model or a string.
+
+Column 0 holds each list's positive. All return one float32 value per list, shape (B,), so that a batch split in
+parts gives exactly the gradient of the whole.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Direction = Literal["retriever_reranker", "reranker_retriever"]
+Reduction = Literal["sum", "mean"]
+
+
+def log_probabilities(scores: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-softmax over each list's real candidates; -inf where there is none (RocketQAv2, equation 3)."""
+    return torch.log_softmax((scores.float() / temperature).masked_fill(~mask, -torch.inf), dim=-1)
+
+
+def supervised_listwise(scores: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """Cross-entropy of the list's softmax with its positive (RocketQAv2, equation 5)."""
+    return -log_probabilities(scores, mask, temperature)[:, 0]
+
+
+def listwise_divergence(
+    retriever: Tensor,
+    reranker: Tensor,
+    mask: Tensor,
+    direction: Direction = "retriever_reranker",
+    reduction: Reduction = "sum",
+    reranker_gradient: bool = True,
+    retriever_temperature: float = 1.0,
+    reranker_temperature: float = 1.0,
+) -> Tensor:
+    """KL divergence between the two score distributions of each list (RocketQAv2, equation 4).
+
+    direction "retriever_reranker" is KL(retriever ‖ re-ranker), the paper's; the other is the reference code's.
+    reduction "sum" adds over the list, "mean" divides by its number of columns as the reference code does.
+    `reranker_gradient=False` makes the re-ranker's distribution a constant, as in the reference code.
+    """
+    p = log_probabilities(retriever, mask, retriever_temperature)
+    q = log_probabilities(reranker if reranker_gradient else reranker.detach(), mask, reranker_temperature)
+    if direction == "reranker_retriever":
+        p, q = q, p
+    # Padding has probability 0 in both; -inf minus -inf would be NaN there, so it is replaced before subtracting.
+    p, q = p.masked_fill(~mask, 0.0), q.masked_fill(~mask, 0.0)
+    terms = (p.exp() * (p - q)).masked_fill(~mask, 0.0)
+    return terms.sum(-1) if reduction == "sum" else terms.sum(-1) / mask.shape[-1]
