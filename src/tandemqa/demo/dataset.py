@@ -1,4 +1,4 @@
-""""Ask Python" as a dataset in BEIR layout: this Python's own documentation, and questions a programmer would type."""
+"""The demo's dataset in BEIR layout: this Python's own documentation, and questions a programmer would type."""
 
 import hashlib
 import json
@@ -71,9 +71,7 @@ def write_datasets(folder: Path) -> tuple[Path, Path]:
 
 def _write_beir(folder: Path, passages: list[DocPassage], splits: dict[str, list[Question]]) -> None:
     with whole_folder(folder) as partial:
-        _write_lines(
-            partial / "corpus.jsonl", [{"_id": p.id, "title": p.title, "text": p.text} for p in passages]
-        )
+        _write_lines(partial / "corpus.jsonl", [{"_id": p.id, "title": p.title, "text": p.text} for p in passages])
         queries, rows = [], {}
         for split, questions in splits.items():
             rows[split] = ["query-id\tcorpus-id\tscore"]

@@ -1,6 +1,7 @@
 """Loading, pooling and precision: what the two encoders share."""
 
 import contextlib
+import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +90,14 @@ def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     return (states.float() * weights).sum(1) / weights.sum(1)
 
 
+def weights_fingerprint(model: nn.Module) -> str:
+    """Sixteen hexadecimal digits that identify a model's weights, whatever folder they came from."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
@@ -101,7 +110,7 @@ def autocast(device: torch.device, enabled: bool = True) -> Any:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32: AVX512-BF16 (AMX included) or a recent GPU."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 

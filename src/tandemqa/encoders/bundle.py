@@ -78,7 +78,7 @@ def save_bundle(folder: Path, retriever: DualEncoder, reranker: CrossEncoder, ab
 
 
 def check_bundle(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The bundle folder at `path` (itself, or `bundle/` inside a run) and its manifest, after a check of its files."""
+    """The bundle folder at `path` (itself, or `bundle/` inside a run) and its manifest; every file is checked."""
     given = Path(path)
     if not given.exists():
         raise TandemError(f"{given} does not exist; name the folder that `tandemqa train --out` wrote.")
@@ -96,7 +96,7 @@ def check_bundle(path: str | Path) -> tuple[Path, dict[str, Any]]:
             raise TandemError(f"The bundle {folder} is incomplete: {name} is missing; copy it again.")
         if file.stat().st_size != size:
             raise TandemError(
-                f"The bundle {folder} is damaged: {name} has {file.stat().st_size} bytes instead of {size}; copy it again."
+                f"The bundle {folder} is damaged: {name} has {file.stat().st_size} bytes, not {size}; copy it again."
             )
     return folder, about
 

@@ -22,6 +22,7 @@ from tandemqa.encoders.backbone import (
     load_tokenizer,
     pool,
     use_fast_attention,
+    weights_fingerprint,
 )
 from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, token_budget_batches, tokenize
 from tandemqa.progress import bar
@@ -74,6 +75,10 @@ class CrossEncoder(nn.Module):
             pooling=self.config.pooling,
             max_length=self.config.pair_length,
         )
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that identify the weights."""
+        return weights_fingerprint(self)
 
     def tokenize(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of texts, without special tokens."""

@@ -23,6 +23,7 @@ from tandemqa.encoders.backbone import (
     load_tokenizer,
     pool,
     use_fast_attention,
+    weights_fingerprint,
 )
 from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, token_budget_batches, tokenize
 from tandemqa.progress import bar
@@ -82,6 +83,10 @@ class DualEncoder(nn.Module):
             normalise=self.config.similarity == "cosine",
             max_length=self.config.passage_length,
         )
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that identify the weights."""
+        return weights_fingerprint(self)
 
     def tokenize(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of texts, without special tokens."""

@@ -13,6 +13,11 @@ from tandemqa.data.tokens import MAX_TOKENS
 
 Ids = npt.NDArray[np.int32]
 
+# Rows of at least this share of the longest may be padded to it.
+SIMILAR = 0.9
+# A batch of an eighth of the token budget is large enough not to be widened further.
+EFFICIENT_SHARE = 8
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -103,13 +108,19 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:
 def token_budget_batches(lengths: npt.NDArray[np.int64], budget: int) -> Iterator[npt.NDArray[np.int64]]:
     """Cut work into batches of similar length: yields arrays of row numbers, longest rows first.
 
-    A batch padded to its longest row holds at most `budget` tokens (a single row may exceed it). Longest first,
-    so that memory peaks at once and the estimate of the remaining time errs on the safe side.
+    A batch padded to its longest row holds at most `budget` tokens (a single row may exceed it). It also ends where
+    rows become a tenth shorter than its longest, once it is large enough for efficient matrix products, so that
+    little is padding. Longest first, so that memory peaks at once and the estimate of the remaining time errs on
+    the safe side.
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        rows = max(1, budget // max(1, int(lengths[order[start]])))
+        longest = max(1, int(lengths[order[start]]))
+        most = max(1, budget // longest)
+        enough = max(1, budget // EFFICIENT_SHARE // longest)
+        similar = int(np.count_nonzero(lengths[order[start : start + most]] > SIMILAR * longest))
+        rows = min(most, max(similar, enough))
         yield order[start : start + rows]
         start += rows
 

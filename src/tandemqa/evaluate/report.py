@@ -47,6 +47,15 @@ class Report:
             "seconds": self.seconds,
         }
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Report":
+        """The report that `as_json` gave."""
+        stages = {
+            stage: {metric: Figure(**figure) for metric, figure in figures.items()}
+            for stage, figures in values["stages"].items()
+        }
+        return cls(**{**values, "stages": stages})
+
     def table(self) -> str:
         """The stages as text, a line each, with the interval of MRR@10."""
         lines = [

@@ -13,8 +13,8 @@ from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
 from tandemqa.evaluate.metrics import counted_queries
 from tandemqa.evaluate.report import Report, measure, write_runs
-from tandemqa.index.dense import DenseIndex
 from tandemqa.index.lexical import LexicalIndex
+from tandemqa.index.vectors import passage_index
 from tandemqa.search.rank import fuse, lexical, rerank, retrieve
 
 # Deep enough for R@50 of every stage, and for fusion to find what only one of its two runs ranks high.
@@ -27,13 +27,12 @@ def evaluate(
     split: str = "test",
     k: int = 50,
     run_dir: str | Path | None = None,
-    base_index: DenseIndex | None = None,
 ) -> Report:
     """Measure every stage on the questions of `split`: BM25, the retriever before and after its training, hybrid
     (the trained retriever and BM25 fused), and the trained retriever's top `k` re-ranked.
 
-    `run_dir` receives a TREC run file a stage. `base_index` spares encoding the passages with the model that the
-    training started from, if the caller has them; without it, that model is loaded again if it still can be.
+    "Before" is left out where the model that the training started from cannot be loaded any more. `run_dir` receives
+    a TREC run file a stage.
     """
     if k < 1:
         raise TandemError(f"k is {k}; at least one candidate must be re-ranked.")
@@ -44,7 +43,6 @@ def evaluate(
     qrels = dataset.judged(split)
     query_ids = counted_queries(qrels)
     texts = [dataset.queries[query_id] for query_id in query_ids]
-    tokens = passage_tokens(dataset, bundle.retriever.tokenizer)
     runs: dict[str, Run] = {}
     seconds: dict[str, float] = {}
 
@@ -55,12 +53,12 @@ def evaluate(
     base = _base_retriever(bundle)
     if base is not None:
         with _timed(seconds, "retriever before"):
-            index = base_index or DenseIndex.build(base.encode(tokens, "passage", show="encode, before training"))
+            index = passage_index(base, dataset)
             runs["retriever before"] = retrieve(base, index, query_ids, base.tokenize(texts), DEPTH)
 
     with _timed(seconds, "retriever after"):
         retriever = bundle.retriever
-        index = DenseIndex.build(retriever.encode(tokens, "passage", show="encode, after training"))
+        index = passage_index(retriever, dataset)
         runs["retriever after"] = retrieve(retriever, index, query_ids, retriever.tokenize(texts), DEPTH)
 
     runs["hybrid"] = fuse(runs["retriever after"], runs["BM25"], DEPTH)
@@ -68,8 +66,8 @@ def evaluate(
     with _timed(seconds, "re-ranked"):
         candidates = runs["retriever after"].cut(k)
         reranker = bundle.reranker
-        pair_tokens = passage_tokens(dataset, reranker.tokenizer)
-        runs["re-ranked"] = rerank(reranker, candidates, reranker.tokenize(texts), pair_tokens, show="re-rank")
+        tokens = passage_tokens(dataset, reranker.tokenizer)
+        runs["re-ranked"] = rerank(reranker, candidates, reranker.tokenize(texts), tokens, show="re-rank")
 
     if run_dir is not None:
         write_runs(runs, Path(run_dir), dataset.passages.ids)
@@ -78,7 +76,7 @@ def evaluate(
 
 def _base_retriever(bundle: Bundle) -> DualEncoder | None:
     """The retriever that the training started from, or None where its weights cannot be found any more."""
-    started_from = bundle.about.get("recipe", {}).get("retriever", {}).get("model")
+    started_from = bundle.about.get("started_from")
     if started_from is None:
         return None
     try:

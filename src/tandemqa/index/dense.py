@@ -54,7 +54,7 @@ class DenseIndex:
     def save(self, path: Path) -> None:
         # Written by Python's own file, so that a full disk is an OSError and not a RuntimeError of faiss.
         with whole_file(path) as partial, partial.open("wb") as file:
-            faiss.write_index(self.index, faiss.PyCallbackIOWriter(file.write))
+            faiss.write_index(self.index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
     @classmethod
     def load(cls, path: Path) -> "DenseIndex":

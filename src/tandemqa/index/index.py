@@ -18,6 +18,7 @@ from tandemqa.files import read_json, whole_folder, write_json
 from tandemqa.index.dense import DenseIndex
 from tandemqa.index.lexical import LexicalIndex
 from tandemqa.index.passages import PassageStore
+from tandemqa.index.vectors import passage_index
 from tandemqa.progress import track
 
 MANIFEST = "index.json"
@@ -59,9 +60,7 @@ class Index:
             bundle = Bundle.load(bundle)
         passages = dataset.passages
         with whole_folder(place) as partial:
-            texts = passage_tokens(dataset, bundle.retriever.tokenizer)
-            vectors = bundle.retriever.encode(texts, "passage", show="encode")
-            DenseIndex.build(vectors).save(partial / VECTORS)
+            passage_index(bundle.retriever, dataset).save(partial / VECTORS)
             LexicalIndex.build(passage.full for passage in passages).save(partial / WORDS)
             PassageStore.build(partial / PASSAGES, track(passages, "store", len(passages), "passage"))
             _adopt(passage_tokens(dataset, bundle.reranker.tokenizer).folder, partial / TOKENS)
@@ -77,7 +76,7 @@ class Index:
                     "faiss": version("faiss-cpu"),
                     "bm25s": version("bm25s"),
                 },
-                "files": {str(path.relative_to(partial)): path.stat().st_size for path in files},
+                "files": {path.relative_to(partial).as_posix(): path.stat().st_size for path in files},
             }
             write_json(partial / MANIFEST, about)
         return cls.open(out)

@@ -59,9 +59,7 @@ class PassageStore:
 
     def _row(self, row: int) -> Passage:
         try:
-            values = self._connection.execute(
-                "SELECT id, title, text FROM passages WHERE row = ?", (row,)
-            ).fetchone()
+            values = self._connection.execute("SELECT id, title, text FROM passages WHERE row = ?", (row,)).fetchone()
         except sqlite3.Error as error:
             raise self._damaged(error) from error
         if values is None:

@@ -1,6 +1,5 @@
 """A recipe on a dataset: the chain of stages from base models to an evaluated bundle."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
-from torch import nn
 
 from tandemqa.data.dataset import Dataset, Qrels, load_dataset
 from tandemqa.data.runs import Run
@@ -18,8 +16,8 @@ from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.evaluate.metrics import counted_queries
 from tandemqa.evaluate.stages import evaluate
-from tandemqa.files import whole_file, write_json
-from tandemqa.index.dense import DenseIndex
+from tandemqa.files import read_json, whole_file, write_json
+from tandemqa.index.vectors import passage_index
 from tandemqa.lists.build import ListsConfig, text_groups, undenoised_lists
 from tandemqa.recipe.config import Recipe, load_recipe
 from tandemqa.recipe.stage import Stage
@@ -53,9 +51,7 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
         },
     )
     if recipe.evaluation.split is not None:
-        report = evaluate(
-            bundle, dataset, recipe.evaluation.split, recipe.evaluation.depth, base_index=chain.base_index
-        )
+        report = evaluate(bundle, dataset, recipe.evaluation.split, recipe.evaluation.depth)
         bundle.about["metrics"] = report.as_json()
         write_json(bundle.folder / "tandem.json", bundle.about)
     return bundle
@@ -73,7 +69,6 @@ class _Chain:
     reranker: CrossEncoder
     retriever_texts: Texts
     reranker_texts: Texts
-    base_index: DenseIndex
     candidates: Run
     key: str
 
@@ -90,11 +85,10 @@ class _Chain:
         depth = max(recipe.warmup_lists.depth, recipe.lists.depth)
         stage = Stage(
             folder / "candidates",
-            [dataset.fingerprint, list(qrels), recipe.retriever.model_dump(), _fingerprint(retriever), depth],
+            [dataset.fingerprint, list(qrels), recipe.retriever.model_dump(), retriever.fingerprint(), depth],
         )
         if not stage.complete:
-            index = DenseIndex.build(retriever.encode(retriever_texts.passages, "passage", show="encode"))
-            index.save(stage.folder / "base.faiss")
+            index = passage_index(retriever, dataset)
             _save_run(
                 stage.folder / "candidates.npz",
                 retrieve(retriever, index, list(qrels), retriever_texts.queries, depth),
@@ -109,14 +103,13 @@ class _Chain:
             reranker,
             retriever_texts,
             reranker_texts,
-            DenseIndex.load(stage.folder / "base.faiss"),
             _load_run(stage.folder / "candidates.npz", list(qrels)),
             stage.key,
         )
 
     def warmup(self) -> "_Chain":
         """Train the re-ranker alone, so that the retriever has something to learn from."""
-        start = [self.recipe.reranker.model_dump(), _fingerprint(self.reranker)]
+        start = [self.recipe.reranker.model_dump(), self.reranker.fingerprint()]
         return self._fit("warmup", self.recipe.warmup_lists, self.recipe.warmup, self.recipe.seed, start)
 
     def joint(self) -> "_Chain":
@@ -180,9 +173,7 @@ def _load_run(path: Path, query_ids: list[str]) -> Run:
         return Run(query_ids, arrays["rows"], arrays["scores"])
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that identify a model's weights."""
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _started_from(recipe: Recipe) -> str:
+    """The retriever before any training: a recipe that goes on from a bundle starts where that bundle started."""
+    manifest = Path(recipe.retriever.model).parent / "tandem.json"
+    return str(read_json(manifest)["started_from"]) if manifest.exists() else recipe.retriever.model

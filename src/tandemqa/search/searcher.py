@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
+from tandemqa.data.runs import Run
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
 from tandemqa.index.index import Index
@@ -84,32 +85,28 @@ class Searcher:
         best = rerank(reranker, candidates, reranker.tokenize(questions), self.index.tokens).cut(k)
         reranked = time.perf_counter()
 
-        hits = []
-        for candidate_rows, candidate_scores, rows, scores in zip(
-            candidates.rows, candidates.scores, best.rows, best.scores, strict=True
-        ):
-            place = {row: number for number, row in enumerate(candidate_rows.tolist())}
-            found = zip(rows.tolist(), scores.tolist(), self.index.passages.rows(rows.tolist()), strict=True)
-            hits.append(
-                tuple(
-                    Hit(
-                        rank,
-                        passage.id,
-                        passage.title,
-                        passage.text,
-                        score,
-                        float(candidate_scores[place[row]]),
-                        place[row] + 1,
-                    )
-                    for rank, (row, score, passage) in enumerate(found, start=1)
-                )
-            )
+        hits = [self._hits(candidates, best, number) for number in range(len(questions))]
         seconds = {
             "retrieve": (retrieved - started) / len(questions),
             "re-rank": (reranked - retrieved) / len(questions),
             "read": (time.perf_counter() - reranked) / len(questions),
         }
         return [Answer(question, found, seconds) for question, found in zip(questions, hits, strict=True)]
+
+    def _hits(self, candidates: Run, best: Run, number: int) -> tuple[Hit, ...]:
+        """The re-ranked passages of one question, with what the retriever made of each."""
+        rows = best.rows[number].tolist()
+        place = {row: i for i, row in enumerate(candidates.rows[number].tolist())}
+        return tuple(
+            Hit(
+                rank,
+                *passage,
+                score=float(best.scores[number, rank - 1]),
+                retriever_score=float(candidates.scores[number, place[row]]),
+                retriever_rank=place[row] + 1,
+            )
+            for rank, (row, passage) in enumerate(zip(rows, self.index.passages.rows(rows), strict=True), start=1)
+        )
 
 
 def _check(question: str) -> None:

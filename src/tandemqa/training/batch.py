@@ -1,5 +1,6 @@
 """A batch of training lists, as padded tensors cut by token budget."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,6 +28,12 @@ class Texts(NamedTuple):
     passages: TokenIds
 
 
+# A model and its texts; None for a model that takes no part in a step.
+RetrieverSide = tuple[DualEncoder, Texts] | None
+RerankerSide = tuple[CrossEncoder, Texts] | None
+Sides = tuple[RetrieverSide, RerankerSide]
+
+
 @dataclass(frozen=True)
 class ListBatch:
     """B lists of n candidates, with each query and each distinct passage present once.
@@ -52,10 +59,10 @@ class ListBatch:
 def make_batch(
     lists: TrainingLists,
     rows: npt.NDArray[np.int64],
-    retriever: tuple[DualEncoder, Texts] | None,
-    reranker: tuple[CrossEncoder, Texts] | None,
+    retriever: RetrieverSide,
+    reranker: RerankerSide,
 ) -> ListBatch:
-    """The lists at `rows` as a batch for each model and its texts; None for a model that takes no part."""
+    """The lists at `rows` as a batch for the models that take part."""
     chosen = lists.passages[rows]
     query_rows = lists.query_rows[rows]
     mask = chosen != NO_PASSAGE
@@ -72,6 +79,30 @@ def make_batch(
     if reranker is not None:
         pairs = _pair_parts(*reranker, query_rows, chosen)
     return ListBatch(torch.from_numpy(mask), torch.from_numpy(passage_index), queries, passages, pairs)
+
+
+def split_rows(
+    lists: TrainingLists, rows: npt.NDArray[np.int64], sides: Sides, micro_tokens: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Cut a step's lists into parts of at most about `micro_tokens` tokens, at least one list each, in order."""
+    retriever, reranker = sides
+    start = tokens = 0
+    for place, row in enumerate(rows):
+        passages = lists.passages[row]
+        real = passages[passages != NO_PASSAGE].tolist()
+        cost = 0
+        if retriever is not None:
+            limit = retriever[0].config.passage_length
+            cost += sum(min(len(retriever[1].passages[p]), limit) for p in real)
+        if reranker is not None:
+            query = len(reranker[1].queries[int(lists.query_rows[row])])
+            limit = reranker[0].config.pair_length
+            cost += sum(min(query + len(reranker[1].passages[p]), limit) for p in real)
+        if place > start and tokens + cost > micro_tokens:
+            yield rows[start:place]
+            start, tokens = place, 0
+        tokens += cost
+    yield rows[start:]
 
 
 def _single_parts(retriever: DualEncoder, texts: list[Ids], tower: Tower) -> list[Part]:

@@ -17,7 +17,7 @@ from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
 from tandemqa.lists.build import TrainingLists
 from tandemqa.progress import bar
-from tandemqa.training.batch import Texts, make_batch
+from tandemqa.training.batch import Sides, Texts, make_batch, split_rows
 from tandemqa.training.checkpoint import load_checkpoint, save_checkpoint
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 
@@ -29,7 +29,9 @@ class TrainingConfig(BaseModel):
 
     epochs: float = Field(1.0, ge=0, description="Passes over the lists; a fraction stops early, 0 skips the stage.")
     batch_lists: int = Field(16, ge=1, description="Lists per optimiser step.")
-    micro_lists: int = Field(4, ge=1, description="Lists in memory at once; any value gives the same gradient.")
+    micro_tokens: int = Field(
+        16384, ge=1, description="Tokens in memory at once (about 4 GB for 6 layers of 384); same gradient for any."
+    )
     retriever_rate: float = Field(5e-5, ge=0, description="Peak learning rate of the retriever.")
     reranker_rate: float = Field(1e-4, ge=0, description="Peak learning rate of the re-ranker's encoder.")
     head_rate: float = Field(1e-3, ge=0, description="Peak learning rate of the re-ranker's linear layer.")
@@ -61,7 +63,7 @@ def fit(
     steps = round(config.epochs * math.ceil(len(lists) / config.batch_lists))
     if steps == 0:
         return
-    sides = (
+    sides: Sides = (
         (retriever, retriever_texts) if config.loss.needs_retriever else None,
         (reranker, reranker_texts) if config.loss.needs_reranker else None,
     )
@@ -100,7 +102,7 @@ def _step(
     optimizer: torch.optim.Optimizer,
     lists: TrainingLists,
     rows: npt.NDArray[np.int64],
-    sides: tuple[tuple[DualEncoder, Texts] | None, tuple[CrossEncoder, Texts] | None],
+    sides: Sides,
     config: TrainingConfig,
     step: int,
 ) -> dict[str, float]:
@@ -108,13 +110,13 @@ def _step(
     sums = dict.fromkeys(("loss", "kl", "reranker", "retriever"), 0.0)
     tokens = padded = 0
     optimizer.zero_grad(set_to_none=True)
-    for start in range(0, len(rows), config.micro_lists):
-        batch = make_batch(lists, rows[start : start + config.micro_lists], *sides)
+    for part in split_rows(lists, rows, sides, config.micro_tokens):
+        batch = make_batch(lists, part, *sides)
         scores = model(batch)
         terms = loss_terms(scores[0], scores[1], batch.mask.to(scores[0].device), config.loss)
         loss = joint_loss(terms, config.loss)
         if not torch.isfinite(loss).all():
-            bad = rows[start + int(torch.argmin(torch.isfinite(loss).int()))]
+            bad = part[int(torch.argmin(torch.isfinite(loss).int()))]
             raise TandemError(
                 f"The loss of training list {bad} is not finite at step {step}; lower the learning rates."
             )

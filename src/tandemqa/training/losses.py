@@ -1,4 +1,4 @@
-"""Losses on score matrices. A loss sees scores of shape (B, n) and a mask of real candidates; never a model or a string.
+"""Losses on score matrices: they see scores of shape (B, n) and a mask of real candidates, never a model or a string.
 
 Column 0 holds each list's positive. All return one float32 value per list, shape (B,), so that a batch split in
 parts gives exactly the gradient of the whole.

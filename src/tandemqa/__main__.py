@@ -1,0 +1,5 @@
+"""`python -m tandemqa`, the same as `tandemqa`."""
+
+from tandemqa.cli import main
+
+main()

@@ -1,0 +1,307 @@
+"""Every command, thin: what it takes and what it prints; the work is done elsewhere.
+
+Whatever is heavy is imported inside the command that needs it, so that `--help` answers at once.
+"""
+
+import json
+import os
+import shutil
+import textwrap
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tandemqa.errors import TandemError
+
+if TYPE_CHECKING:
+    from tandemqa.search.searcher import Answer
+
+# Lines of a passage that `search` shows; --json gives all of it.
+SHOWN_LINES = 5
+
+
+class _Commands(TyperGroup):
+    """The commands, with every mistake of a user told in one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TandemError as error:
+            message, code = f"Error: {error}", 2
+        except BrokenPipeError:
+            raise  # Typer ends in silence
+        except OSError as error:
+            message, code = f"Error: {error.strerror or error}: {error.filename or 'reading or writing'}", 2
+        except KeyboardInterrupt:
+            message, code = "Interrupted; the same command goes on where it stopped.", 130
+        # Told only here: with the exception gone, so are the progress bars, each at the end of a line of its own.
+        typer.echo(" ".join(message.splitlines()), err=True)
+        raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+BundlePath = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE", help="The trained models: a bundle folder, or the run that `train` wrote."),
+]
+DataPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="A folder in BEIR layout: corpus.jsonl, queries.jsonl and one qrels/SPLIT.tsv for each split.",
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="tandemqa")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from tandemqa import __version__
+
+        typer.echo(f"tandemqa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Question answering in two stages, a retriever and a re-ranker trained together.
+
+    \b
+    The way from your data to an answer:
+      tandemqa train DATA --out RUN          train both models, measure them
+      tandemqa index RUN DATA --out INDEX    make the passages searchable
+      tandemqa search INDEX "a question"     ask
+
+    `tandemqa demo` shows it all on the documentation of Python. Results go to standard output, progress to
+    standard error; a mistake in the input ends a command with one line and exit code 2.
+    """
+    # Read when transformers is first imported: its own bars and warnings would break into ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+@app.command()
+def train(
+    data: DataPath,
+    out: Annotated[
+        Path, typer.Option(metavar="RUN", help="Folder of the run: the bundle in RUN/bundle, work in RUN/stages.")
+    ],
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|PATH", help="A ready recipe by name, or a YAML file of your own.")
+    ] = "quick",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one setting of the recipe; repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a retriever and a re-ranker together.
+
+    On the questions of the split `train`: finds candidates with the base model, warms the re-ranker up, trains both
+    on the same lists, and measures the pair. Stopped and started again
+    with the same arguments, it goes on where it stopped.
+
+    \b
+    Examples:
+      tandemqa train data --out run
+      tandemqa train data --out run --set joint.epochs=2 --set data.questions=1000
+      tandemqa train data --out run --recipe mine.yaml --set retriever.model=/models/my-encoder
+    """
+    from tandemqa.evaluate.report import Report
+    from tandemqa.recipe.config import load_recipe
+    from tandemqa.recipe.train import train as run_recipe
+
+    bundle = run_recipe(data, out, load_recipe(recipe, overrides or ()))
+    if as_json:
+        _print_json({"bundle": str(bundle.folder), **bundle.about})
+        return
+    if "metrics" in bundle.about:
+        typer.echo(Report.from_json(bundle.about["metrics"]).table())
+        typer.echo()
+    typer.echo(f"The bundle is {bundle.folder}. Next: tandemqa index {out} {data} --out INDEX")
+
+
+@app.command()
+def index(
+    bundle: BundlePath,
+    data: DataPath,
+    out: Annotated[Path, typer.Option(metavar="INDEX", help="Folder to write; an index already there is replaced.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make the passages of DATA searchable.
+
+    With the models of BUNDLE. The folder holds vectors, a BM25 index, the texts and their tokens, and is written
+    whole or not at all. It remembers where the bundle lies; search needs both.
+
+    \b
+    Example:
+      tandemqa index run data --out my-index
+    """
+    from tandemqa.index.index import Index
+
+    started = time.perf_counter()
+    built = Index.build(bundle, data, out)
+    if as_json:
+        _print_json({"index": str(out), **built.about})
+        return
+    size = sum(built.about["files"].values()) / 1e6
+    seconds = time.perf_counter() - started
+    typer.echo(f"Indexed {len(built):,} passages in {seconds:.1f} s, {size:,.1f} MB.")
+    typer.echo(f'The index is {out}. Next: tandemqa search {out} "your question"')
+
+
+@app.command()
+def search(
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="The folder that `tandemqa index` wrote.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
+    k: Annotated[int, typer.Option("-k", metavar="N", help="Passages to show.")] = 5,
+    depth: Annotated[
+        int, typer.Option(metavar="N", help="Candidates of the retriever that the re-ranker reads; at least k.")
+    ] = 50,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Where the models are, if they have moved since `tandemqa index`."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question from an index.
+
+    The retriever finds candidates, the re-ranker puts the best of them first.
+
+    \b
+    Examples:
+      tandemqa search my-index "how long does the flu last" -k 3
+      tandemqa search my-index "how long does the flu last" --json | jq '.hits[0].text'
+    """
+    from tandemqa.search.searcher import Searcher
+
+    answer = Searcher(index, bundle).search(question, k, depth)
+    if as_json:
+        _print_json(asdict(answer))
+    else:
+        typer.echo(_answer_text(answer, min(shutil.get_terminal_size().columns, 100)))
+
+
+@app.command()
+def evaluate(
+    bundle: BundlePath,
+    data: DataPath,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="Questions to measure on: qrels/SPLIT.tsv.")] = "test",
+    k: Annotated[int, typer.Option("-k", metavar="N", help="Candidates that are re-ranked.")] = 50,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write each stage's ranking as DIR/STAGE.trec.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure every stage on the judged questions of a split.
+
+    BM25, the retriever before and after training, both fused (hybrid), and the re-ranked candidates: the mean of
+    MRR@10, R@1 and R@20 with a 95 % interval; --json adds nDCG@10 and R@50.
+
+    \b
+    Examples:
+      tandemqa evaluate run data --split test
+      tandemqa evaluate run data --split dev -k 100 --run-dir rankings --json
+    """
+    from tandemqa.evaluate.stages import evaluate as measure
+
+    report = measure(bundle, data, split, k, run_dir)
+    if as_json:
+        _print_json(report.as_json())
+    else:
+        typer.echo(report.table())
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A dataset, a bundle, a training run or an index.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a folder holds.
+
+    Checks on the way that nothing in it is missing or cut short.
+
+    \b
+    Examples:
+      tandemqa inspect data
+      tandemqa inspect run --json
+    """
+    from tandemqa.describe import as_text, describe
+
+    description = describe(path)
+    if as_json:
+        _print_json(description)
+    else:
+        typer.echo(as_text(description))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the data, the models and the index.")] = Path(
+        "runs/demo"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Ask Python: the whole way, on the documentation of Python.
+
+    Trains on what every Python ships, measures, and answers three questions. Takes a few minutes on
+    two cores and needs no download.
+
+    \b
+    Example:
+      tandemqa demo
+    """
+    from tandemqa.demo.run import run_demo
+
+    run_demo(out, as_json)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _answer_text(answer: "Answer", width: int) -> str:
+    """The hits for a terminal `width` columns wide."""
+    blocks = []
+    for hit in answer:
+        score = f"{hit.score:8.2f}"
+        title = textwrap.shorten(_printable(hit.title) or hit.id, width - 4 - len(score), placeholder=" …")
+        text = textwrap.wrap(_printable(hit.text), width - 4, max_lines=SHOWN_LINES, placeholder=" …")
+        source = f"[{_printable(hit.id)}, {hit.retriever_rank} of the retriever at {hit.retriever_score:.3f}]"
+        blocks.append(
+            "\n".join(
+                [
+                    f"{hit.rank:2}  {title:{width - 4 - len(score)}}{score}",
+                    *(f"    {line}" for line in (*text, source)),
+                ]
+            )
+        )
+    spent = ", ".join(f"{stage} {seconds * 1000:.0f} ms" for stage, seconds in answer.seconds.items())
+    return "\n\n".join([*blocks, spent])
+
+
+def _printable(text: str) -> str:
+    """`text` without what would steer the terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)

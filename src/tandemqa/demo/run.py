@@ -1,0 +1,77 @@
+"""The demo "Ask Python": train both models on this Python's own documentation, measure, and answer."""
+
+import json
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from tandemqa.data.dataset import Dataset, load_dataset
+from tandemqa.demo.dataset import write_dataset
+from tandemqa.evaluate.report import Report
+from tandemqa.evaluate.stages import evaluate
+from tandemqa.index.index import Index
+from tandemqa.recipe.train import train
+from tandemqa.search.searcher import Answer, Searcher
+
+DEPTH = 30
+# Asked of topics that no training question comes from.
+QUESTIONS = 3
+
+
+def run_demo(out: Path, as_json: bool) -> None:
+    """Build the dataset, train, evaluate on the test questions, index, answer three of them.
+
+    Everything is left under `out`; called again after an interruption, it goes on where it stopped.
+    """
+    started = time.monotonic()
+    _say("Ask Python: the language reference and the docstrings of this Python, as passages to search.")
+    dataset = load_dataset(write_dataset(out / "ask-python"))
+    _say(f"{len(dataset.passages):,} passages; questions: " + _counts(dataset))
+    _say("\nTraining the retriever and the re-ranker together (progress below) ...")
+    bundle = train(dataset, out, "demo")
+    _say("\nMeasuring on questions about topics that no training question is about ...")
+    report = evaluate(bundle, dataset, "test", DEPTH)
+    index = Index.build(bundle, dataset, out / "index")
+    examples = _examples(dataset)
+    answers = Searcher(index, bundle).search_many(examples, k=1, depth=DEPTH)
+    minutes = (time.monotonic() - started) / 60
+    if as_json:
+        print(json.dumps(_as_json(report, answers, minutes), indent=2, ensure_ascii=False))
+    else:
+        print(_as_text(report, answers, minutes, out))
+
+
+def _counts(dataset: Dataset) -> str:
+    return ", ".join(f"{len(dataset.qrels[split])} {split}" for split in ("train", "dev", "test"))
+
+
+def _examples(dataset: Dataset) -> list[str]:
+    """Test questions spread over the file, and so over topics."""
+    ids = list(dataset.judged("test"))
+    return [dataset.queries[ids[len(ids) * (2 * i + 1) // (2 * QUESTIONS)]] for i in range(QUESTIONS)]
+
+
+def _as_json(report: Report, answers: list[Answer], minutes: float) -> dict[str, object]:
+    found = [{"question": a.question, "id": a[0].id, "score": a[0].score, "text": a[0].text} for a in answers]
+    return {**report.as_json(), "answers": found, "minutes": round(minutes, 2)}
+
+
+def _as_text(report: Report, answers: list[Answer], minutes: float, out: Path) -> str:
+    parts = ["", report.table(), ""]
+    for answer in answers:
+        hit = answer[0]
+        parts += [f"? {answer.question}", f"  {hit.title}"]
+        parts += [f"  {line}" for line in textwrap.wrap(textwrap.shorten(hit.text, 300, placeholder=" ..."), 92)]
+        parts += [""]
+    parts += [
+        f"{minutes:.1f} minutes. Go on with",
+        f'  tandemqa search {out / "index"} "how do I read a file line by line"',
+        f"  tandemqa evaluate {out} {out / 'ask-python'} --split test --run-dir {out / 'runs'}",
+        "  tandemqa train YOUR_DATA --out runs/mine     (a folder in BEIR layout; see the README)",
+    ]
+    return "\n".join(parts)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,352 @@
+"""The commands: what they print, where, and how they end."""
+
+import errno
+import json
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import tandemqa
+from tandemqa.cli import _answer_text, app
+from tandemqa.encoders.bundle import Bundle, save_bundle
+from tandemqa.files import read_json
+from tandemqa.index.index import Index
+from tandemqa.search.searcher import Answer, Hit, Searcher
+
+HEAVY = {"torch", "transformers", "numpy", "pydantic", "faiss", "bm25s", "safetensors", "yaml", "rich"}
+
+
+def run(*arguments: object) -> Any:
+    """One command in this process; what it raised, other than an exit, is raised again."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "80"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def run_json(*arguments: object) -> Any:
+    """What a command prints with `--json`, which must be one document and nothing else."""
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def fails(*arguments: object) -> str:
+    """The one line that a command says of a mistake."""
+    result = run(*arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    *progress, last = result.stderr.splitlines()
+    assert not any("Error" in line or "Traceback" in line for line in progress)
+    assert last.startswith("Error: ")
+    return str(last)
+
+
+@pytest.fixture(scope="module")
+def index(tiny_bundle: Path, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Index.build(tiny_bundle, tiny_dataset, tmp_path_factory.mktemp("cli") / "index").folder
+
+
+# Help
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from tandemqa.cli import app\n"
+        "def run(*command):\n"
+        "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
+        f"    print(sorted({HEAVY!r} & set(sys.modules)))\n"
+        "run()\n"
+        "for command in ('train', 'index', 'search', 'evaluate', 'inspect', 'demo'):\n"
+        "    run(command)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, *others = done.stdout.splitlines()
+    assert first == "[]"
+    assert len(others) == 6 and set(others) <= {"[]", "['pydantic']"}  # Typer's own, for the defaults of options
+
+
+@pytest.mark.parametrize("command", ["train", "index", "search", "evaluate", "inspect", "demo"])
+def test_each_help_has_an_example_and_a_word_on_every_option(command: str) -> None:
+    help_text = run(command, "--help").stdout
+    assert f"    tandemqa {command}" in help_text
+    names = re.findall(r"^  (-\S+.*?)(?:  +|$)(.*)$", help_text.partition("Options:")[2], flags=re.MULTILINE)
+    assert len(names) >= 2
+    assert all(described for _, described in names), names
+
+
+def test_the_first_help_names_every_command_in_full() -> None:
+    help_text = run("--help").stdout
+    listed = re.findall(r"^  (train|index|search|evaluate|inspect|demo)  +(.*)$", help_text, flags=re.MULTILINE)
+    assert len(listed) == 6 and all(line.endswith(".") and not line.endswith("...") for _, line in listed)
+
+
+def test_it_tells_its_version() -> None:
+    assert run("--version").stdout == f"tandemqa {tandemqa.__version__}\n"
+
+
+def test_a_usage_mistake_ends_with_two() -> None:
+    for arguments in (
+        ["search"],
+        ["search", "index", "question", "--nope"],
+        ["nope"],
+        ["search", "i", "q", "-k", "x"],
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2 and result.stdout == "" and "Error: " in result.stderr
+
+
+# The whole way
+
+
+def test_train_index_search_evaluate_and_inspect_go_together(
+    tiny_model: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    small = ["warmup_lists.size=2", "lists.size=3", "evaluation.depth=5", "evaluation.split=dev"]
+    settings = [f"retriever.model={tiny_model}", f"reranker.model={tiny_model}", *small]
+    options = [word for setting in settings for word in ("--set", setting)]
+    trained = run_json("train", tiny_dataset, "--out", tmp_path / "run", *options)
+    assert trained["bundle"] == str(tmp_path / "run" / "bundle") and trained["metrics"]["split"] == "dev"
+    again = run("train", tiny_dataset, "--out", tmp_path / "run", *options)
+    assert "MRR@10" in again.stdout
+    assert f"tandemqa index {tmp_path / 'run'} {tiny_dataset} --out INDEX" in again.stdout
+
+    indexed = run("index", tmp_path / "run", tiny_dataset, "--out", tmp_path / "index")
+    assert indexed.exit_code == 0 and "Indexed 40 passages" in indexed.stdout
+    assert f'tandemqa search {tmp_path / "index"} "your question"' in indexed.stdout
+
+    answer = run_json("search", tmp_path / "index", "why do prices rise", "-k", 3, "--depth", 10)
+    expected = Searcher(tmp_path / "index").search("why do prices rise", k=3, depth=10)
+    assert answer["question"] == "why do prices rise" and set(answer["seconds"]) == {"retrieve", "re-rank", "read"}
+    assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in expected]
+    assert set(answer["hits"][0]) == set(Hit.__dataclass_fields__)
+
+    report = run_json("evaluate", tmp_path / "run", tiny_dataset, "--split", "test", "-k", 10)
+    assert report["split"] == "test" and report["depth"] == 10 and report["questions"] == 7
+    bundle = run_json("inspect", tmp_path / "run")
+    assert bundle["kind"] == "bundle" and bundle["metrics"]["stages"] == trained["metrics"]["stages"]
+
+
+# Search
+
+
+def test_search_prints_each_passage_within_eighty_columns(index: Path) -> None:
+    result = run("search", index, "when does a function stop calling itself", "-k", 40)
+    lines = result.stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    expected = Searcher(index).search("when does a function stop calling itself", k=40)
+    titles = [re.match(r"^ ?(\d+)  (.*?) +(-?\d+\.\d\d)$", line) for line in lines]
+    shown = [(int(m[1]), m[2], m[3]) for m in titles if m]
+    assert shown == [(hit.rank, hit.title or hit.id, f"{hit.score:.2f}") for hit in expected]
+    assert sum(line.endswith("…") for line in lines) == 1  # of the one long passage the rest is left out
+
+
+def test_a_passage_cannot_steer_the_terminal() -> None:
+    hit = Hit(1, "id\x1b[2J", "title\x1b]0;pwned\x07", "text \x1b[31mred\x9b" * 50, 1.0, 0.5, 1)
+    text = _answer_text(Answer("q", (hit,), {"retrieve": 0.001}), 80)
+    assert all(character.isprintable() for character in text.replace("\n", ""))
+
+
+def test_a_title_longer_than_the_line_is_cut() -> None:
+    hit = Hit(1, "id", "word " * 50, "text", -12345.678, 0.5, 1)
+    first, *_ = _answer_text(Answer("q", (hit,), {}), 40).splitlines()
+    assert len(first) == 40 and "…" in first and first.endswith("-12345.68")
+
+
+def test_search_takes_a_bundle_that_has_moved(tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    Index.build(tmp_path / "bundle", tiny_dataset, tmp_path / "index")
+    (tmp_path / "bundle").rename(tmp_path / "moved")
+    assert "give its new place with --bundle" in fails("search", tmp_path / "index", "owls")
+    assert len(run_json("search", tmp_path / "index", "owls", "--bundle", tmp_path / "moved")["hits"]) == 5
+
+
+# Evaluate, inspect, demo
+
+
+def test_evaluate_writes_a_trec_run_a_stage(tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    result = run("evaluate", tiny_bundle, tiny_dataset, "-k", 10, "--run-dir", tmp_path / "runs")
+    assert result.exit_code == 0
+    stages = ["BM25", "retriever before", "retriever after", "hybrid", "re-ranked"]
+    assert [line[:24].rstrip() for line in result.stdout.splitlines()[3:]] == stages
+    files = {path.stem: path.read_text().splitlines() for path in (tmp_path / "runs").iterdir()}
+    assert set(files) == {stage.lower().replace(" ", "-") for stage in stages}
+    assert len(files["re-ranked"]) == 7 * 10 and files["re-ranked"][0].split()[1] == "Q0"
+
+
+def test_inspect_tells_what_each_folder_holds(
+    tiny_bundle: Path, tiny_dataset: Path, index: Path, tmp_path: Path
+) -> None:
+    dataset = run_json("inspect", tiny_dataset)
+    assert (dataset["kind"], dataset["passages"], dataset["questions"]) == ("dataset", 40, 38)
+    assert dataset["splits"]["train"] == {"questions": 23, "positives": 23}
+    bundle = run_json("inspect", tiny_bundle)
+    assert (
+        bundle["kind"] == "bundle" and bundle["fingerprint"] == read_json(tiny_bundle / "tandem.json")["fingerprint"]
+    )
+    described = run_json("inspect", index)
+    assert described["kind"] == "index" and described["bundle"]["fingerprint"] == bundle["fingerprint"]
+    for name, state in (("candidates", True), ("warmup", False)):
+        folder = tmp_path / "run" / "stages" / name
+        folder.mkdir(parents=True)
+        (folder / "stage.json").write_text(json.dumps({"key": "0", "complete": state}))
+    unfinished = run_json("inspect", tmp_path / "run")
+    assert unfinished["stages"] == {"candidates": "complete", "warmup": "unfinished"}
+    for folder in (tiny_dataset, tiny_bundle, index, tmp_path / "run"):
+        text = run("inspect", folder).stdout
+        assert text.startswith("kind: ") and "{" not in text
+
+
+def test_demo_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[Path, bool]] = []
+    module = types.ModuleType("tandemqa.demo.run")
+    module.run_demo = lambda out, as_json: calls.append((out, as_json))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tandemqa.demo.run", module)
+    run("demo")
+    run("demo", "--out", tmp_path, "--json")
+    assert calls == [(Path("runs/demo"), False), (tmp_path, True)]
+
+
+# Mistakes
+
+
+def test_what_does_not_exist_is_one_line(tiny_bundle: Path, tiny_dataset: Path, index: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    out = tmp_path / "out"
+    for arguments in (
+        ["train", nowhere, "--out", out],
+        ["index", nowhere, tiny_dataset, "--out", out],
+        ["index", tiny_bundle, nowhere, "--out", out],
+        ["search", nowhere, "owls"],
+        ["search", index, "owls", "--bundle", nowhere],
+        ["evaluate", nowhere, tiny_dataset],
+        ["evaluate", tiny_bundle, nowhere],
+        ["inspect", nowhere],
+    ):
+        assert str(nowhere) in fails(*arguments), arguments
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_something_else_is_one_line(
+    tiny_bundle: Path, tiny_dataset: Path, index: Path, tmp_path: Path
+) -> None:
+    assert "is not a bundle" in fails("index", tiny_dataset, tiny_dataset, "--out", tmp_path / "out")
+    assert "corpus.jsonl does not exist" in fails("index", tiny_bundle, tiny_bundle, "--out", tmp_path / "out")
+    assert "is not an index" in fails("search", tiny_bundle, "owls")
+    assert "is no dataset" in fails("inspect", tmp_path)
+    assert "choose another place" in fails("index", tiny_bundle, tiny_dataset, "--out", tiny_dataset)
+    assert (tiny_dataset / "corpus.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "INDEX", " "], "The question is empty"),
+        (["search", "INDEX", "owls", "-k", "0"], "k is 0"),
+        (["search", "INDEX", "owls", "--depth", "0"], "depth is 0"),
+        (["evaluate", "BUNDLE", "DATA", "--split", "nope"], "no split 'nope'; choose one of dev, test, train"),
+        (["evaluate", "BUNDLE", "DATA", "-k", "0"], "k is 0"),
+        (["train", "DATA", "--out", "OUT", "--recipe", "slow"], "There is no recipe 'slow'"),
+        (["train", "DATA", "--out", "OUT", "--set", "joint.epoch=2"], "the nearest is 'joint.epochs'"),
+        (["train", "DATA", "--out", "OUT", "--set", "joint.epochs"], "write it as section.field=value"),
+        (["train", "DATA", "--out", "OUT", "--set", "retriever.model=/nowhere"], "'/nowhere' could not be loaded"),
+    ],
+)
+def test_a_wrong_value_is_one_line(
+    tiny_bundle: Path, tiny_dataset: Path, index: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    places = {"INDEX": index, "BUNDLE": tiny_bundle, "DATA": tiny_dataset, "OUT": tmp_path / "out"}
+    assert message in fails(*(places.get(argument, argument) for argument in arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_line_of_the_data_is_named(tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_dataset, tmp_path / "data")
+    with (tmp_path / "data" / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "p0", "text": "again"}\n')
+    for arguments in (
+        ["inspect", tmp_path / "data"],
+        ["index", tiny_bundle, tmp_path / "data", "--out", tmp_path / "out"],
+        ["train", tmp_path / "data", "--out", tmp_path / "out"],
+    ):
+        assert "corpus.jsonl, line 41: field _id repeats 'p0'" in fails(*arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_model_is_one_line_with_the_command_that_helps(
+    tiny_bundle: Path, index: Path, tmp_path: Path
+) -> None:
+    changed = Bundle.load(tiny_bundle)
+    changed.reranker.head.bias.data += 1
+    other = save_bundle(tmp_path / "other", changed.retriever, changed.reranker, {}).folder
+    line = fails("search", index, "owls", "--bundle", other)
+    assert "built by another model" in line and line.endswith(f"tandemqa index {other} DATA --out {index}")
+
+
+def test_a_full_disk_is_one_line(
+    tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tandemqa.index.passages.PassageStore.build", fail)
+    line = fails("index", tiny_bundle, tiny_dataset, "--out", tmp_path / "out")
+    assert line.startswith(f"Error: The disk is full: {tmp_path / 'out'} was not written")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_any_failure_of_the_system_is_one_line(tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = fails("index", tiny_bundle, tiny_dataset, "--out", tmp_path / "file" / "index")
+    assert line == f"Error: File exists: {tmp_path / 'file'}"
+
+
+def test_an_interrupt_says_that_the_command_goes_on(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Searcher, "search", interrupt)
+    result = run("search", index, "owls")
+    assert result.exit_code == 130 and result.stdout == ""
+    assert result.stderr.splitlines()[-1] == "Interrupted; the same command goes on where it stopped."
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Searcher, "search", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("search", index, "owls")
+
+
+# As a process
+
+
+def test_standard_output_holds_the_result_and_standard_error_no_noise(index: Path) -> None:
+    command = [sys.executable, "-m", "tandemqa", "search", str(index), "owls", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(json.loads(done.stdout)["hits"]) == 5
+    assert done.stderr == ""
+
+
+def test_an_error_of_a_process_is_one_line_and_two(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tandemqa", "search", str(tmp_path), "owls"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_dataset: Path) -> None:
+    command = [sys.executable, "-m", "tandemqa", "inspect", str(tiny_dataset)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.wait(60)
+    process.stderr.close()

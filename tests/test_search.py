@@ -1,0 +1,146 @@
+"""Questions answered from an index."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tandemqa.data.dataset import Dataset, load_dataset
+from tandemqa.encoders import backbone
+from tandemqa.encoders.bundle import Bundle
+from tandemqa.errors import TandemError
+from tandemqa.index.dense import DenseIndex
+from tandemqa.index.index import Index
+from tandemqa.search.rank import rerank, retrieve
+from tandemqa.search.searcher import Answer, Searcher
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 the score of a pair moves with the batch that it is in."""
+    monkeypatch.setattr(backbone, "has_bfloat16", lambda device: False)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.load(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_dataset: Path) -> Dataset:
+    return load_dataset(tiny_dataset)
+
+
+@pytest.fixture(scope="module")
+def searcher(bundle: Bundle, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Searcher:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "has_bfloat16", lambda device: False)
+        patch.setenv("TANDEMQA_CACHE", str(tmp_path_factory.mktemp("cache")))  # elsewhere the vectors are bfloat16's
+        return Searcher(Index.build(bundle, dataset, tmp_path_factory.mktemp("search") / "index").folder)
+
+
+def ids(answer: Answer) -> list[str]:
+    return [hit.id for hit in answer]
+
+
+def test_search_ranks_as_the_two_stages_do_by_hand(searcher: Searcher, bundle: Bundle, dataset: Dataset) -> None:
+    texts = [passage.full for passage in dataset.passages]
+    questions = list(dataset.queries.values())
+    retriever, reranker = bundle.retriever, bundle.reranker
+    index = DenseIndex.build(retriever.encode(retriever.tokenize(texts), "passage"))
+    candidates = retrieve(retriever, index, questions, retriever.tokenize(questions), 12)
+    best = rerank(reranker, candidates, reranker.tokenize(questions), reranker.tokenize(texts))
+    for number, answer in enumerate(searcher.search_many(questions, k=5, depth=12)):
+        rows = best.rows[number, :5].tolist()
+        assert ids(answer) == [dataset.passages.ids[row] for row in rows]
+        assert [hit.score for hit in answer] == pytest.approx(best.scores[number, :5].tolist(), abs=1e-5)
+        for hit, row in zip(answer, rows, strict=True):
+            place = candidates.rows[number].tolist().index(row)
+            assert hit.retriever_rank == place + 1
+            assert hit.retriever_score == pytest.approx(candidates.scores[number, place], abs=1e-5)
+            assert (hit.title, hit.text) == dataset.passages[row][1:]
+
+
+def test_the_retriever_score_is_the_cosine_of_the_two_vectors(searcher: Searcher, bundle: Bundle) -> None:
+    question = "why do prices rise"
+    retriever = bundle.retriever
+    (query,) = retriever.encode(retriever.tokenize([question]), "query").astype(np.float64)
+    for hit in searcher.search(question, k=40):
+        (passage,) = retriever.encode(retriever.tokenize([f"{hit.title} {hit.text}".strip()]), "passage")
+        cosine = query @ passage / np.linalg.norm(query) / np.linalg.norm(passage)
+        assert hit.retriever_score == pytest.approx(cosine, abs=2e-3)  # the index keeps half precision
+
+
+def test_hits_are_ranked_from_one_by_falling_score(searcher: Searcher) -> None:
+    answer = searcher.search("what is window glass made of", k=10)
+    assert [hit.rank for hit in answer] == list(range(1, 11))
+    scores = [hit.score for hit in answer]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(ids(answer))) == 10
+
+
+def test_only_the_top_candidates_are_re_ranked(searcher: Searcher) -> None:
+    whole = searcher.search("how does bread rise", k=40)
+    top = {hit.id for hit in whole if hit.retriever_rank <= 3}
+    few = searcher.search("how does bread rise", k=3, depth=3)
+    assert set(ids(few)) == top
+    assert ids(few) == [hit.id for hit in whole if hit.id in top]
+
+
+def test_as_many_candidates_as_wanted_passages_are_re_ranked(searcher: Searcher) -> None:
+    assert ids(searcher.search("bees", k=10, depth=1)) == ids(searcher.search("bees", k=10, depth=10))
+
+
+def test_k_is_cut_at_the_size_of_the_index(searcher: Searcher) -> None:
+    answer = searcher.search("bees", k=10**9)
+    assert len(answer) == 40 and len(set(ids(answer))) == 40
+
+
+def test_questions_asked_together_get_the_answers_of_questions_asked_alone(searcher: Searcher) -> None:
+    questions = ["owls", "what was Tokyo called before", "owls", "why must the blood group fit my own? " * 30]
+    for question, together in zip(questions, searcher.search_many(questions), strict=True):
+        alone = searcher.search(question)
+        assert together.question == question and ids(together) == ids(alone)
+        assert [hit.score for hit in together] == pytest.approx([hit.score for hit in alone], abs=1e-4)
+
+
+def test_no_questions_get_no_answers(searcher: Searcher) -> None:
+    assert searcher.search_many([]) == []
+
+
+@pytest.mark.parametrize("question", ["\u200b", "?", "日本", "\x00", "word " * 5000, "a\nb\tc"])
+def test_an_odd_question_still_gets_an_answer(searcher: Searcher, question: str) -> None:
+    answer = searcher.search(question)
+    assert len(answer) == 5 and np.isfinite([hit.score for hit in answer]).all()
+
+
+@pytest.mark.parametrize("question", ["", "  ", "\n\t", "\u3000"])
+def test_an_empty_question_is_an_error(searcher: Searcher, question: str) -> None:
+    with pytest.raises(TandemError, match="The question is empty"):
+        searcher.search_many(["owls", question])
+
+
+def test_a_question_that_is_no_text_is_an_error(searcher: Searcher) -> None:
+    with pytest.raises(TandemError, match="not valid Unicode"):
+        searcher.search("caf\udce9")  # what Python makes of a Latin-1 argument
+
+
+@pytest.mark.parametrize(("k", "depth", "message"), [(0, 50, "k is 0"), (-1, 50, "k is -1"), (5, 0, "depth is 0")])
+def test_numbers_below_one_are_errors(searcher: Searcher, k: int, depth: int, message: str) -> None:
+    with pytest.raises(TandemError, match=message):
+        searcher.search("owls", k, depth)
+
+
+def test_an_answer_is_a_sequence_that_tells_its_time(searcher: Searcher) -> None:
+    answer = searcher.search("owls")
+    assert answer[0] is answer.hits[0] and answer[-2:] == answer.hits[-2:] and answer[1] in answer
+    assert list(answer.seconds) == ["retrieve", "re-rank", "read"]
+    assert all(seconds > 0 for seconds in answer.seconds.values())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        answer[0].score = 1.0  # type: ignore[misc]
+
+
+def test_a_searcher_takes_an_open_index_and_a_loaded_bundle(searcher: Searcher, bundle: Bundle) -> None:
+    again = Searcher(Index.open(searcher.index.folder), bundle)
+    assert again.bundle is bundle and ids(again.search("owls")) == ids(searcher.search("owls"))

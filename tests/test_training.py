@@ -1,0 +1,209 @@
+"""The joint step and the loop: the same gradient however the work is cut, both models updated, exact resume."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from tandemqa.data.dataset import load_dataset
+from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
+from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
+from tandemqa.errors import TandemError
+from tandemqa.lists.build import NO_PASSAGE, TrainingLists
+from tandemqa.training import loop
+from tandemqa.training.batch import Texts, make_batch, split_rows
+from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
+from tandemqa.training.loop import TrainingConfig, fit
+
+ALL_TERMS = LossConfig(kl_weight=1.0, reranker_weight=0.7, retriever_weight=0.3)
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """Exact comparisons need full precision."""
+    monkeypatch.setattr("tandemqa.encoders.backbone.has_bfloat16", lambda device: False)
+
+
+@pytest.fixture(scope="module")
+def texts(tiny_dataset, tiny_model):
+    dataset = load_dataset(tiny_dataset)
+    tokenizer = DualEncoder.load(RetrieverConfig(model=str(tiny_model)))
+    return Texts(
+        tokenizer.tokenize(list(dataset.queries.values())),
+        tokenizer.tokenize([passage.full for passage in dataset.passages]),
+    )
+
+
+@pytest.fixture
+def models(tiny_model):
+    torch.manual_seed(5)
+    retriever = DualEncoder.load(RetrieverConfig(model=str(tiny_model)))
+    reranker = CrossEncoder.load(RerankerConfig(model=str(tiny_model), head_dropout=0.0, pair_length=48))
+    return retriever, reranker
+
+
+@pytest.fixture(scope="module")
+def lists():
+    generator = np.random.default_rng(2)
+    passages = np.stack([generator.permutation(40)[:5] for _ in range(10)]).astype(np.int32)
+    passages[3, 3:] = NO_PASSAGE
+    passages[7, 2:] = NO_PASSAGE
+    passages[4, 0] = passages[5, 2]
+    return TrainingLists(np.arange(10, dtype=np.int32), passages)
+
+
+def scores_one_by_one(models, texts, lists, rows):
+    """Every pair alone in a batch of its own: no padding, nothing shared."""
+    retriever, reranker = models
+    de = torch.zeros(len(rows), lists.passages.shape[1])
+    ce = torch.zeros_like(de)
+    for i, row in enumerate(rows):
+        query = texts.queries[int(lists.query_rows[row])]
+        q = retriever(retriever.format.pad([retriever.frame(query, "query")]), "query")[0]
+        for j, passage_row in enumerate(lists.passages[row]):
+            if passage_row == NO_PASSAGE:
+                continue
+            passage = texts.passages[int(passage_row)]
+            p = retriever(retriever.format.pad([retriever.frame(passage, "passage")]), "passage")[0]
+            ids, start = reranker.frame(query, passage)
+            de[i, j] = q @ p
+            ce[i, j] = reranker(reranker.format.pad([ids], [start]))[0]
+    return de, ce
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_forward_equals_scoring_every_pair_alone(models, texts, lists, monkeypatch):
+    monkeypatch.setattr("tandemqa.training.batch.TOKEN_BUDGET", 64)
+    model = JointModel(*models).eval()
+    rows = np.arange(10)
+    with torch.no_grad():
+        ours = model(make_batch(lists, rows, (models[0], texts), (models[1], texts)))
+        expected = scores_one_by_one(models, texts, lists, rows)
+    for matrix, by_hand in zip(ours, expected, strict=True):
+        torch.testing.assert_close(matrix, by_hand, atol=2e-5, rtol=1e-5)
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(models, texts, lists, monkeypatch):
+    sides = ((models[0], texts), (models[1], texts))
+    model = JointModel(*models).train()
+    results = []
+    for micro_tokens, budget in ((10**6, 4096), (1, 4096), (300, 64)):
+        monkeypatch.setattr("tandemqa.training.batch.TOKEN_BUDGET", budget)
+        model.zero_grad()
+        for part in split_rows(lists, np.arange(10), sides, micro_tokens):
+            batch = make_batch(lists, part, *sides)
+            scores = model(batch)
+            (joint_loss(loss_terms(*scores, batch.mask, ALL_TERMS), ALL_TERMS).sum() / 10).backward()
+        results.append(gradients(model))
+    assert len(list(split_rows(lists, np.arange(10), sides, 1))) == 10
+    for other in results[1:]:
+        for name, gradient in results[0].items():
+            torch.testing.assert_close(gradient, other[name], atol=1e-6, rtol=1e-4)
+
+
+def test_a_passage_in_several_lists_is_encoded_once(models, texts, lists):
+    batch = make_batch(lists, np.array([4, 5]), (models[0], texts), None)
+    rows = sum(len(part.input_ids) for _, part in batch.passages)
+    assert rows == len(np.unique(lists.passages[[4, 5]]))
+    assert sum(len(part.input_ids) for _, part in batch.queries) == 2
+    assert batch.pairs == []
+
+
+def test_one_step_updates_both_models_and_every_weight_that_takes_part(models, texts, lists, tmp_path):
+    before = copy.deepcopy(JointModel(*models).state_dict())
+    config = TrainingConfig(batch_lists=10, loss=ALL_TERMS, warmup_share=0)
+    fit(*models, lists, texts, texts, config, 1, tmp_path, "joint")
+    after = JointModel(*models).state_dict()
+    for name in before:
+        still = "pooler" in name or "embeddings" in name
+        assert still or not torch.equal(before[name], after[name]), name
+    assert torch.equal(before["reranker.encoder.pooler.dense.weight"], after["reranker.encoder.pooler.dense.weight"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "moves"),
+    [
+        (LossConfig(kl_weight=0, reranker_weight=1, retriever_weight=0), {"reranker"}),
+        (LossConfig(kl_weight=0, reranker_weight=0, retriever_weight=1), {"retriever"}),
+    ],
+    ids=["re-ranker alone", "retriever alone"],
+)
+def test_a_model_that_no_term_needs_is_left_alone(loss, moves, models, texts, lists, tmp_path):
+    before = copy.deepcopy(JointModel(*models).state_dict())
+    fit(*models, lists, texts, texts, TrainingConfig(batch_lists=5, loss=loss), 1, tmp_path, "fit")
+    after = JointModel(*models).state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == moves
+
+
+def test_training_puts_the_positive_first(models, texts, lists, tmp_path):
+    config = TrainingConfig(epochs=40, batch_lists=5, retriever_rate=1e-3, reranker_rate=1e-3, loss=ALL_TERMS)
+    fit(*models, lists, texts, texts, config, 1, tmp_path, "joint")
+    with torch.no_grad():
+        batch = make_batch(lists, np.arange(10), (models[0], texts), (models[1], texts))
+        for scores in JointModel(*models).eval()(batch):
+            best = scores.masked_fill(~batch.mask, -torch.inf).argmax(1)
+            assert int((best == 0).sum()) >= 9
+
+
+class Killed(BaseException):
+    """Stands for a signal that ends the process."""
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 7])
+def test_resuming_gives_the_weights_of_the_uninterrupted_run(step, models, texts, lists, tmp_path, monkeypatch):
+    config = TrainingConfig(epochs=3, batch_lists=4, loss=ALL_TERMS)
+    straight, interrupted = copy.deepcopy(models), copy.deepcopy(models)
+    for pair in (straight, interrupted):
+        pair[1].dropout.p = 0.3  # randomness in the step must be resumed too
+    fit(*straight, lists, texts, texts, config, 9, tmp_path / "a", "fit", checkpoint_seconds=0)
+    whole, made = loop._step, []
+
+    def step_or_die(*arguments):
+        if len(made) == step:
+            raise Killed
+        made.append(whole(*arguments))
+        return made[-1]
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "_step", step_or_die)
+        fit(*interrupted, lists, texts, texts, config, 9, tmp_path / "b", "fit", checkpoint_seconds=0)
+    fresh = copy.deepcopy(models)
+    fresh[1].dropout.p = 0.3
+    fit(*fresh, lists, texts, texts, config, 9, tmp_path / "b", "fit", checkpoint_seconds=0)
+    for name, value in JointModel(*straight).state_dict().items():
+        assert torch.equal(value, JointModel(*fresh).state_dict()[name]), name
+    logs = [(tmp_path / folder / "log.jsonl").read_text().splitlines() for folder in "ab"]
+    assert len(logs[0]) == len(logs[1]) == 9
+
+
+def test_a_damaged_checkpoint_is_named(models, texts, lists, tmp_path):
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"\x10\x00\x00")
+    with pytest.raises(TandemError, match=r"checkpoint\.safetensors is damaged"):
+        fit(*models, lists, texts, texts, TrainingConfig(), 1, tmp_path, "fit")
+
+
+def test_a_loss_that_is_not_finite_names_the_list(models, texts, lists, tmp_path):
+    with torch.no_grad():
+        models[1].head.weight.fill_(float("nan"))
+    with pytest.raises(TandemError, match=r"training list \d+ is not finite at step 0"):
+        fit(*models, lists, texts, texts, TrainingConfig(), 1, tmp_path, "fit")
+
+
+def test_each_epoch_is_a_new_order_of_all_lists():
+    steps = list(loop._steps(10, 4, 6, seed=3))
+    assert [len(rows) for rows in steps] == [4, 4, 2, 4, 4, 2]
+    first, second = np.concatenate(steps[:3]), np.concatenate(steps[3:])
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first.tolist() != second.tolist()
+
+
+def test_the_rate_rises_and_falls_as_the_schedule_says():
+    config = TrainingConfig(warmup_share=0.2)
+    shares = [loop._rate_share(step, 10, config) for step in range(10)]
+    assert shares[:3] == [0.5, 1.0, 1.0] and shares[-1] == pytest.approx(1 / 8)
+    assert loop._rate_share(9, 10, TrainingConfig(warmup_share=0.2, schedule="constant")) == 1.0
