@@ -143,28 +143,20 @@ BAD_LINES = [  # content of the corpus or the queries, line at fault, what the m
     pytest.param(f'{P1}\n{{"_id": " \\t", "text": "bread"}}\n', 2, "_id", id="a blank _id"),
     pytest.param(f'{P1}\n{{"_id": 7, "text": "bread"}}\n', 2, "_id is 7", id="an _id that is a number"),
     pytest.param(f'{P1}\n{{"_id": null, "text": "bread"}}\n', 2, "_id is null", id="an _id that is null"),
-    pytest.param(
-        f'{P1}\n{{"_id": "p\\ud83d", "text": "bread"}}\n', 2, "_id", id="half a surrogate pair in _id"
-    ),
+    pytest.param(f'{P1}\n{{"_id": "p\\ud83d", "text": "bread"}}\n', 2, "_id", id="half a surrogate pair in _id"),
     pytest.param(f"{P1}\n{P1}\n", 2, "_id repeats 'p1'", id="a duplicate _id"),
     pytest.param(f'{P1}\n{{"_id": "p2"}}\n', 2, "text", id="a missing text"),
     pytest.param(f'{P1}\n{{"_id": "p2", "text": "  "}}\n', 2, "text", id="an empty text"),
     pytest.param(f'{P1}\n{{"_id": "p2", "text": ["a"]}}\n', 2, "text", id="a text that is a list"),
-    pytest.param(
-        f'{P1}\n{{"_id": "p2", "text": "\\udc00"}}\n', 2, "text", id="half a surrogate pair in text"
-    ),
-    pytest.param(
-        f'{P1}\n{{"_id": "p2", "text": "caf\xe9"}}\n'.encode("latin-1"), 2, "UTF-8", id="Latin-1 text"
-    ),
+    pytest.param(f'{P1}\n{{"_id": "p2", "text": "\\udc00"}}\n', 2, "text", id="half a surrogate pair in text"),
+    pytest.param(f'{P1}\n{{"_id": "p2", "text": "caf\xe9"}}\n'.encode("latin-1"), 2, "UTF-8", id="Latin-1 text"),
     pytest.param(f"{P1}\n".encode("utf-16"), 1, "UTF-8", id="UTF-16"),
 ]
 
 
 @pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl"])
 @pytest.mark.parametrize(("content", "line", "named"), BAD_LINES)
-def test_a_record_is_refused_for(
-    folder: Path, name: str, content: str | bytes, line: int, named: str
-) -> None:
+def test_a_record_is_refused_for(folder: Path, name: str, content: str | bytes, line: int, named: str) -> None:
     data = content if isinstance(content, bytes) else content.encode("utf-8")
     (folder / name).write_bytes(data)
     with pytest.raises(TandemError) as raised:
@@ -266,9 +258,7 @@ def test_judged_names_the_splits_that_exist(folder: Path) -> None:
     (folder / "qrels" / "dev.tsv").write_text(QRELS, encoding="utf-8")
     dataset = load_dataset(folder)
     assert dataset.judged("dev") is dataset.qrels["dev"]
-    with pytest.raises(
-        TandemError, match=r"qrels has no split 'train'; choose one of dev, test or add train\.tsv"
-    ):
+    with pytest.raises(TandemError, match=r"qrels has no split 'train'; choose one of dev, test or add train\.tsv"):
         dataset.judged("train")
 
 

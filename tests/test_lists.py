@@ -60,9 +60,7 @@ def test_a_passage_of_grade_zero_may_be_a_negative():
 def test_the_same_seed_gives_the_same_lists_and_another_seed_others():
     candidates, qrels = run_of(list(range(1, 30))), {"q0": {"p0": 1}}
     config = ListsConfig(size=5, per_query=4)
-    drawn = [
-        undenoised_lists(candidates, qrels, ROW, all_different(), config, seed).passages for seed in (1, 1, 2)
-    ]
+    drawn = [undenoised_lists(candidates, qrels, ROW, all_different(), config, seed).passages for seed in (1, 1, 2)]
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
     assert len(drawn[0]) == 4 and len({tuple(row) for row in drawn[0].tolist()}) > 1

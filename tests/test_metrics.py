@@ -34,9 +34,7 @@ def make(scored: Scored) -> Run:
 def trec_eval(scored: Scored, qrels: Qrels, metric: str) -> NDArray[np.float64]:
     """pytrec_eval's value of `metric` for each query that has a positive, 0 where it gives none."""
     kind, _, cut = metric.partition("@")
-    if (
-        kind == "mrr"
-    ):  # trec_eval cuts no reciprocal rank: a positive further down than the cut counts as none
+    if kind == "mrr":  # trec_eval cuts no reciprocal rank: a positive further down than the cut counts as none
         whole = trec_eval(scored, qrels, "recip_rank@")
         return np.where(whole >= 1 / int(cut) - 1e-12, whole, 0.0)
     name = kind if not cut else f"{TREC_NAME[kind]}.{cut}"
@@ -127,14 +125,10 @@ def test_a_positive_outside_the_corpus_counts_as_missed() -> None:
     "run", [make({}), make({"other": {"p0": 1.0}}), make({"q1": {}})], ids=["no", "another", "bare"]
 )
 def test_a_run_without_the_judged_query_scores_nothing(run: Run) -> None:
-    assert all(
-        value.tolist() == [0.0] for value in evaluate_run(run, {"q1": {"p0": 1}}, ROW, METRICS).values()
-    )
+    assert all(value.tolist() == [0.0] for value in evaluate_run(run, {"q1": {"p0": 1}}, ROW, METRICS).values())
 
 
-@pytest.mark.parametrize(
-    "name", ["mrr", "mrr@0", "mrr@-1", "ndcg@ten", "map@10", "P@5", "recall@5 ", "", "MRR@10"]
-)
+@pytest.mark.parametrize("name", ["mrr", "mrr@0", "mrr@-1", "ndcg@ten", "map@10", "P@5", "recall@5 ", "", "MRR@10"])
 def test_an_unknown_metric_is_refused_with_the_valid_forms(name: str) -> None:
     with pytest.raises(TandemError, match=r"mrr@k, recall@k, r@k or ndcg@k .* or map\.") as raised:
         evaluate_run(make({"q1": {"p0": 1.0}}), {"q1": {"p0": 1}}, ROW, ["map", name])

@@ -27,8 +27,7 @@ def make(rankings: dict[str, list[tuple[str, float]]]) -> Run:
 
 def names(run: Run) -> dict[str, list[str]]:
     return {
-        query: [IDS[row] for row in rows if row >= 0]
-        for query, rows in zip(run.query_ids, run.rows, strict=True)
+        query: [IDS[row] for row in rows if row >= 0] for query, rows in zip(run.query_ids, run.rows, strict=True)
     }
 
 
@@ -147,9 +146,7 @@ def test_reading_orders_by_score_and_ignores_the_rank(tmp_path: Path) -> None:
         pytest.param("q Q0 a 1 -inf t\n", 1, "score '-inf'", id="an infinite score"),
         pytest.param("q Q0 a 1 1e39 t\n", 1, "score '1e39'", id="a score beyond float32"),
         pytest.param("\nq Q0 zebra 1 2.0 t\n", 2, "passage 'zebra'", id="an unknown passage"),
-        pytest.param(
-            "q Q0 a 1 2.0 t\nr Q0 a 1 2.0 t\nq Q0 a 2 1.0 t\n", 3, "passage 'a'", id="a passage twice"
-        ),
+        pytest.param("q Q0 a 1 2.0 t\nr Q0 a 1 2.0 t\nq Q0 a 2 1.0 t\n", 3, "passage 'a'", id="a passage twice"),
         pytest.param(b"q Q0 a 1 2.0 t\nq Q0 \xe9 2 1.0 t\n", 2, "UTF-8", id="Latin-1 text"),
     ],
 )

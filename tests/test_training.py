@@ -115,8 +115,8 @@ def test_a_passage_in_several_lists_is_encoded_once(models, texts, lists):
 
 def test_one_step_updates_both_models_and_every_weight_that_takes_part(models, texts, lists, tmp_path):
     before = copy.deepcopy(JointModel(*models).state_dict())
-    config = TrainingConfig(batch_lists=10, loss=ALL_TERMS, warmup_share=0)
-    fit(*models, lists, texts, texts, config, 1, tmp_path, "joint")
+    config = TrainingConfig(batch_lists=10, warmup_share=0)
+    fit(*models, lists, texts, texts, config, ALL_TERMS, 1, tmp_path, "joint")
     after = JointModel(*models).state_dict()
     for name in before:
         still = "pooler" in name or "embeddings" in name
@@ -134,15 +134,15 @@ def test_one_step_updates_both_models_and_every_weight_that_takes_part(models, t
 )
 def test_a_model_that_no_term_needs_is_left_alone(loss, moves, models, texts, lists, tmp_path):
     before = copy.deepcopy(JointModel(*models).state_dict())
-    fit(*models, lists, texts, texts, TrainingConfig(batch_lists=5, loss=loss), 1, tmp_path, "fit")
+    fit(*models, lists, texts, texts, TrainingConfig(batch_lists=5), loss, 1, tmp_path, "fit")
     after = JointModel(*models).state_dict()
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == moves
 
 
 def test_training_puts_the_positive_first(models, texts, lists, tmp_path):
-    config = TrainingConfig(epochs=40, batch_lists=5, retriever_rate=1e-3, reranker_rate=1e-3, loss=ALL_TERMS)
-    fit(*models, lists, texts, texts, config, 1, tmp_path, "joint")
+    config = TrainingConfig(epochs=40, batch_lists=5, retriever_rate=1e-3, reranker_rate=1e-3)
+    fit(*models, lists, texts, texts, config, ALL_TERMS, 1, tmp_path, "joint")
     with torch.no_grad():
         batch = make_batch(lists, np.arange(10), (models[0], texts), (models[1], texts))
         for scores in JointModel(*models).eval()(batch):
@@ -156,11 +156,12 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("step", [1, 4, 5, 7])
 def test_resuming_gives_the_weights_of_the_uninterrupted_run(step, models, texts, lists, tmp_path, monkeypatch):
-    config = TrainingConfig(epochs=3, batch_lists=4, loss=ALL_TERMS)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+    config = TrainingConfig(epochs=3, batch_lists=4)
     straight, interrupted = copy.deepcopy(models), copy.deepcopy(models)
     for pair in (straight, interrupted):
         pair[1].dropout.p = 0.3  # randomness in the step must be resumed too
-    fit(*straight, lists, texts, texts, config, 9, tmp_path / "a", "fit", checkpoint_seconds=0)
+    fit(*straight, lists, texts, texts, config, ALL_TERMS, 9, tmp_path / "a", "fit")
     whole, made = loop._step, []
 
     def step_or_die(*arguments):
@@ -171,10 +172,10 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(step, models, texts
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(loop, "_step", step_or_die)
-        fit(*interrupted, lists, texts, texts, config, 9, tmp_path / "b", "fit", checkpoint_seconds=0)
+        fit(*interrupted, lists, texts, texts, config, ALL_TERMS, 9, tmp_path / "b", "fit")
     fresh = copy.deepcopy(models)
     fresh[1].dropout.p = 0.3
-    fit(*fresh, lists, texts, texts, config, 9, tmp_path / "b", "fit", checkpoint_seconds=0)
+    fit(*fresh, lists, texts, texts, config, ALL_TERMS, 9, tmp_path / "b", "fit")
     for name, value in JointModel(*straight).state_dict().items():
         assert torch.equal(value, JointModel(*fresh).state_dict()[name]), name
     logs = [(tmp_path / folder / "log.jsonl").read_text().splitlines() for folder in "ab"]
@@ -184,14 +185,14 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(step, models, texts
 def test_a_damaged_checkpoint_is_named(models, texts, lists, tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(b"\x10\x00\x00")
     with pytest.raises(TandemError, match=r"checkpoint\.safetensors is damaged"):
-        fit(*models, lists, texts, texts, TrainingConfig(), 1, tmp_path, "fit")
+        fit(*models, lists, texts, texts, TrainingConfig(), ALL_TERMS, 1, tmp_path, "fit")
 
 
 def test_a_loss_that_is_not_finite_names_the_list(models, texts, lists, tmp_path):
     with torch.no_grad():
         models[1].head.weight.fill_(float("nan"))
     with pytest.raises(TandemError, match=r"training list \d+ is not finite at step 0"):
-        fit(*models, lists, texts, texts, TrainingConfig(), 1, tmp_path, "fit")
+        fit(*models, lists, texts, texts, TrainingConfig(), ALL_TERMS, 1, tmp_path, "fit")
 
 
 def test_each_epoch_is_a_new_order_of_all_lists():

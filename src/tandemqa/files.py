@@ -10,20 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from tandemqa.errors import TandemError
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         _sync(partial)
         partial.replace(path)
         _sync(path.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _explained(error, path) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -36,12 +38,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     A reader finds the old folder or the new one; a process killed between the two renames leaves the new
     folder whole under a name ending in `.partial`, and no folder at `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
@@ -50,7 +51,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         partial.rename(path)
         _sync(path.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _explained(error, path) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -98,9 +99,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _explained(error: OSError, path: Path) -> Exception:
-    if error.errno == errno.ENOSPC:
+def _explained(error: Exception, path: Path) -> Exception:
+    number = getattr(error, "errno", None)
+    # safetensors tells the system's error in words only.
+    if number == errno.ENOSPC or (isinstance(error, SafetensorError) and "No space left" in str(error)):
         return TandemError(f"The disk is full: {path} was not written; free some space and run the command again.")
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    if number in (errno.EACCES, errno.EROFS, errno.EPERM):
         return TandemError(f"No permission to write {path}; choose another place or change its permissions.")
     return error

@@ -38,12 +38,16 @@ class TokenStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         about = read_json(folder / "tokens.json")
-        self.offsets: npt.NDArray[np.int64] = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
-        expected = int(self.offsets[-1]) * 4
-        if (folder / "ids.bin").stat().st_size != expected or len(self.offsets) != about["count"] + 1:
+        try:
+            self.offsets: npt.NDArray[np.int64] = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+            size = (folder / "ids.bin").stat().st_size
+            whole = size == int(self.offsets[-1]) * 4 and len(self.offsets) == about["count"] + 1
+        except (OSError, ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
             raise TandemError(f"The token store {folder} is damaged; remove the folder, it is built again.")
         self.ids: npt.NDArray[np.int32] = (
-            np.memmap(folder / "ids.bin", dtype=np.int32, mode="r") if expected else np.empty(0, np.int32)
+            np.memmap(folder / "ids.bin", dtype=np.int32, mode="r") if size else np.empty(0, np.int32)
         )
         self.lengths: npt.NDArray[np.int64] = np.diff(self.offsets)
 

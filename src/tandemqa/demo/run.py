@@ -7,34 +7,38 @@ import time
 from pathlib import Path
 
 from tandemqa.data.dataset import Dataset, load_dataset
-from tandemqa.demo.dataset import write_dataset
+from tandemqa.demo.dataset import write_datasets
 from tandemqa.evaluate.report import Report
 from tandemqa.evaluate.stages import evaluate
 from tandemqa.index.index import Index
+from tandemqa.recipe.config import load_recipe
 from tandemqa.recipe.train import train
 from tandemqa.search.searcher import Answer, Searcher
 
-DEPTH = 30
+DEPTH = 20
 # Asked of topics that no training question comes from.
 QUESTIONS = 3
 
 
 def run_demo(out: Path, as_json: bool) -> None:
-    """Build the dataset, train, evaluate on the test questions, index, answer three of them.
+    """Build the datasets, train on docstrings and then on questions, measure on the test questions, index, and answer
+    three of them.
 
     Everything is left under `out`; called again after an interruption, it goes on where it stopped.
     """
     started = time.monotonic()
     _say("Ask Python: the language reference and the docstrings of this Python, as passages to search.")
-    dataset = load_dataset(write_dataset(out / "ask-python"))
-    _say(f"{len(dataset.passages):,} passages; questions: " + _counts(dataset))
-    _say("\nTraining the retriever and the re-ranker together (progress below) ...")
-    bundle = train(dataset, out, "demo")
-    _say("\nMeasuring on questions about topics that no training question is about ...")
-    report = evaluate(bundle, dataset, "test", DEPTH)
-    index = Index.build(bundle, dataset, out / "index")
-    examples = _examples(dataset)
-    answers = Searcher(index, bundle).search_many(examples, k=1, depth=DEPTH)
+    questions, docstrings = (load_dataset(folder) for folder in write_datasets(out))
+    _say(f"{len(questions.passages):,} passages; questions: {_counts(questions)}.")
+    _say("\n1. Weak supervision: the summary of a docstring as the question, its body as the passage.")
+    weak = train(docstrings, out / "weak", "demo-docstrings")
+    _say("\n2. The questions: both models, together.")
+    start = [f"retriever.model={weak.folder / 'retriever'}", f"reranker.model={weak.folder / 'reranker'}"]
+    bundle = train(questions, out, load_recipe("demo", start))
+    _say("\n3. Measuring on the test questions; no training question is about their topics.")
+    report = evaluate(bundle, questions, "test", DEPTH)
+    index = Index.build(bundle, questions, out / "index")
+    answers = Searcher(index, bundle).search_many(_examples(questions), k=1, depth=DEPTH)
     minutes = (time.monotonic() - started) / 60
     if as_json:
         print(json.dumps(_as_json(report, answers, minutes), indent=2, ensure_ascii=False))
@@ -67,7 +71,7 @@ def _as_text(report: Report, answers: list[Answer], minutes: float, out: Path) -
     parts += [
         f"{minutes:.1f} minutes. Go on with",
         f'  tandemqa search {out / "index"} "how do I read a file line by line"',
-        f"  tandemqa evaluate {out} {out / 'ask-python'} --split test --run-dir {out / 'runs'}",
+        f"  tandemqa evaluate {out} {out / 'ask-python'} --split dev -k {DEPTH} --run-dir {out / 'trec'}",
         "  tandemqa train YOUR_DATA --out runs/mine     (a folder in BEIR layout; see the README)",
     ]
     return "\n".join(parts)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tandemqa.encoders.inputs import TokenBatch
@@ -48,9 +49,7 @@ def load_backbone(source: str, dropout: float) -> nn.Module:
         )
     except (OSError, ValueError) as error:
         raise TandemError(f"The model {source!r} could not be loaded: {_first_line(error)}") from error
-    except Exception as error:  # safetensors raises its own type, which is not an OSError
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except SafetensorError as error:
         raise TandemError(f"The weights in {folder} are damaged ({_first_line(error)}); copy them again.") from error
     pooler = getattr(model, "pooler", None)
     if pooler is not None:

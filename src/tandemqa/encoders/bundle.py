@@ -1,7 +1,6 @@
 """The bundle: a retriever and a re-ranker in one folder, with what is known of them."""
 
 import datetime
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,18 @@ MANIFEST = "tandem.json"
 class Bundle:
     """`retriever/`, `reranker/` and `tandem.json` (versions, recipe, data fingerprint, metrics, file sizes).
 
-    `about` is the content of `tandem.json`; its `fingerprint` identifies the weights.
+    `about` is the content of `tandem.json`; its `fingerprint` identifies weights and settings.
     """
 
     folder: Path
     retriever: DualEncoder
     reranker: CrossEncoder
     about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def blend(self) -> float:
+        """How much of the retriever's score is added to the re-ranker's to rank the candidates."""
+        return float(self.about.get("blend", 0.0))
 
     @property
     def fingerprint(self) -> str:
@@ -67,7 +71,7 @@ def save_bundle(folder: Path, retriever: DualEncoder, reranker: CrossEncoder, ab
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
             },
-            "fingerprint": fingerprint(*_weights(files)),
+            "fingerprint": fingerprint(*files),
             "retriever": retriever.config.model_dump(),
             "reranker": reranker.config.model_dump(),
             **about,
@@ -99,7 +103,3 @@ def check_bundle(path: str | Path) -> tuple[Path, dict[str, Any]]:
                 f"The bundle {folder} is damaged: {name} has {file.stat().st_size} bytes, not {size}; copy it again."
             )
     return folder, about
-
-
-def _weights(files: Sequence[Path]) -> list[Path]:
-    return [path for path in files if path.suffix == ".safetensors"]

@@ -81,7 +81,7 @@ class DualEncoder(nn.Module):
             size=self.size,
             pooling=self.config.pooling,
             normalise=self.config.similarity == "cosine",
-            max_length=self.config.passage_length,
+            lengths=(self.config.query_length, self.config.passage_length),
         )
 
     def fingerprint(self) -> str:

@@ -4,10 +4,12 @@ its `CrossEncoder` our re-ranker. Weights are safetensors."""
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tandemqa.encoders.backbone import Pooling, resolve_model
+from tandemqa.errors import TandemError
 from tandemqa.files import write_json
 
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
@@ -27,19 +29,23 @@ def save_retriever(
     size: int,
     pooling: Pooling,
     normalise: bool,
-    max_length: int,
+    lengths: tuple[int, int],
 ) -> None:
-    """Write a dual-encoder: one Transformer if the towers are one object, else a Router with one for each side."""
+    """Write a dual-encoder: one Transformer if the towers are one object, else a Router with one for each side.
+
+    `towers` and `lengths` (the tokens a text is cut at) are those of the query and of the passage. A shared tower can
+    name one length only: the passage's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pooling_config = {"embedding_dimension": size, "pooling_mode": pooling, "include_prompt": True}
     if towers[0] is towers[1]:
-        _save_transformer(folder, towers[0], tokenizer, max_length)
+        _save_transformer(folder, towers[0], tokenizer, lengths[1])
         write_json(folder / "1_Pooling" / "config.json", pooling_config)
         modules = [(TRANSFORMER, ""), (POOLING, "1_Pooling")]
     else:
         sides = {"query": (QUERY_TOWER, "query_1_Pooling"), "document": (PASSAGE_TOWER, "document_1_Pooling")}
-        for tower, (transformer_path, pooling_path) in zip(towers, sides.values(), strict=True):
-            _save_transformer(folder / transformer_path, tower, tokenizer, max_length)
+        for tower, length, (path, pooling_path) in zip(towers, lengths, sides.values(), strict=True):
+            _save_transformer(folder / path, tower, tokenizer, length)
             write_json(folder / pooling_path / "config.json", pooling_config)
         types = {
             path: kind for side in sides.values() for path, kind in zip(side, (TRANSFORMER, POOLING), strict=True)
@@ -111,7 +117,10 @@ def load_head(source: str) -> dict[str, Tensor] | None:
     path = Path(resolve_model(source)) / "2_Dense" / "model.safetensors"
     if not path.exists():
         return None
-    return {name.removeprefix("linear."): value for name, value in load_file(path).items()}
+    try:
+        return {name.removeprefix("linear."): value for name, value in load_file(path).items()}
+    except SafetensorError as error:
+        raise TandemError(f"The weights in {path} are damaged; copy the model again.") from error
 
 
 def _save_transformer(folder: Path, model: nn.Module, tokenizer: Any, max_length: int) -> None:

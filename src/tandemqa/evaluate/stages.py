@@ -67,7 +67,9 @@ def evaluate(
         candidates = runs["retriever after"].cut(k)
         reranker = bundle.reranker
         tokens = passage_tokens(dataset, reranker.tokenizer)
-        runs["re-ranked"] = rerank(reranker, candidates, reranker.tokenize(texts), tokens, show="re-rank")
+        runs["re-ranked"] = rerank(
+            reranker, candidates, reranker.tokenize(texts), tokens, bundle.blend, show="re-rank"
+        )
 
     if run_dir is not None:
         write_runs(runs, Path(run_dir), dataset.passages.ids)

@@ -35,9 +35,6 @@ class EvaluationConfig(BaseModel):
     depth: int = Field(50, ge=1, description="Candidates that the re-ranker sees.")
 
 
-_WARMUP = TrainingConfig(loss=LossConfig(kl_weight=0, reranker_weight=1, retriever_weight=0))
-
-
 class Recipe(BaseModel):
     """One training run: models, candidates, re-ranker warm-up, lists, joint training, evaluation."""
 
@@ -48,9 +45,10 @@ class Recipe(BaseModel):
     retriever: RetrieverConfig = Field(RetrieverConfig(), description="What the retriever is.")
     reranker: RerankerConfig = Field(RerankerConfig(), description="What the re-ranker is.")
     warmup_lists: ListsConfig = Field(ListsConfig(), description="Lists of the re-ranker's warm-up.")
-    warmup: TrainingConfig = Field(_WARMUP, description="The re-ranker's warm-up.")
+    warmup: TrainingConfig = Field(TrainingConfig(), description="The re-ranker's warm-up, alone.")
     lists: ListsConfig = Field(ListsConfig(), description="Lists of the joint training.")
     joint: TrainingConfig = Field(TrainingConfig(), description="The joint training.")
+    loss: LossConfig = Field(LossConfig(), description="The terms of the joint training's loss.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="The final measurement.")
 
 

@@ -23,7 +23,7 @@ from tandemqa.recipe.config import Recipe, load_recipe
 from tandemqa.recipe.stage import Stage
 from tandemqa.search.rank import retrieve
 from tandemqa.training.batch import Texts
-from tandemqa.training.joint import JointModel
+from tandemqa.training.joint import JointModel, LossConfig, blend_factor
 from tandemqa.training.loop import TrainingConfig, fit
 
 
@@ -39,6 +39,8 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
         dataset = load_dataset(dataset)
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
+    if recipe.evaluation.split is not None:
+        dataset.judged(recipe.evaluation.split)  # a missing split is better found before the training than after
     chain = _Chain.start(dataset, recipe, Path(out) / "stages")
     chain = chain.warmup().joint()
     bundle = save_bundle(
@@ -47,6 +49,8 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
         chain.reranker,
         {
             "recipe": recipe.model_dump(),
+            "started_from": _started_from(recipe),
+            "blend": blend_factor(recipe.loss),
             "data": {"fingerprint": dataset.fingerprint, "questions": len(chain.qrels)},
         },
     )
@@ -110,16 +114,26 @@ class _Chain:
     def warmup(self) -> "_Chain":
         """Train the re-ranker alone, so that the retriever has something to learn from."""
         start = [self.recipe.reranker.model_dump(), self.reranker.fingerprint()]
-        return self._fit("warmup", self.recipe.warmup_lists, self.recipe.warmup, self.recipe.seed, start)
+        loss = self.recipe.loss.reranker_alone()
+        return self._fit("warmup", self.recipe.warmup_lists, self.recipe.warmup, loss, self.recipe.seed, start)
 
     def joint(self) -> "_Chain":
         """Train both models on the same lists."""
-        return self._fit("joint", self.recipe.lists, self.recipe.joint, self.recipe.seed + 1, [])
+        return self._fit("joint", self.recipe.lists, self.recipe.joint, self.recipe.loss, self.recipe.seed + 1, [])
 
     def _fit(
-        self, name: str, lists: ListsConfig, training: TrainingConfig, seed: int, depends_on: Sequence[object]
+        self,
+        name: str,
+        lists: ListsConfig,
+        training: TrainingConfig,
+        loss: LossConfig,
+        seed: int,
+        depends_on: Sequence[object],
     ) -> "_Chain":
-        stage = Stage(self.folder / name, [self.key, seed, lists.model_dump(), training.model_dump(), *depends_on])
+        stage = Stage(
+            self.folder / name,
+            [self.key, seed, lists.model_dump(), training.model_dump(), loss.model_dump(), *depends_on],
+        )
         models = JointModel(self.retriever, self.reranker)
         weights = stage.folder / "weights.safetensors"
         if stage.complete:
@@ -141,6 +155,7 @@ class _Chain:
                 self.retriever_texts,
                 self.reranker_texts,
                 training,
+                loss,
                 seed,
                 stage.folder,
                 name,

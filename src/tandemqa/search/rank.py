@@ -49,14 +49,16 @@ def rerank(
     candidates: Run,
     queries: TokenIds,
     passages: TokenIds,
+    blend: float = 0.0,
     show: str | None = None,
 ) -> Run:
-    """The candidates in the order of the re-ranker's scores; equal scores keep their order."""
+    """The candidates in the order of the re-ranker's score plus `blend` times their own; ties keep their order."""
     present = candidates.rows >= 0
     query_rows, places = np.nonzero(present)
     pairs = np.stack([query_rows, candidates.rows[present]], axis=1).astype(np.int64)
     scores = np.full(candidates.rows.shape, -np.inf, dtype=np.float32)
     scores[query_rows, places] = reranker.score(queries, passages, pairs, show=show)
+    scores[present] += np.float32(blend) * candidates.scores[present]
     order = np.argsort(-scores, axis=1, kind="stable")
     return Run(
         candidates.query_ids,

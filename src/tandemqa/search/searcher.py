@@ -15,7 +15,10 @@ from tandemqa.search.rank import rerank, retrieve
 
 @dataclass(frozen=True)
 class Hit:
-    """One passage found. `rank` and `retriever_rank` count from 1; `score` is the re-ranker's, a logit."""
+    """One passage found. `rank` and `retriever_rank` count from 1.
+
+    `score` is what the hits are ranked by: the re-ranker's, blended with the retriever's if the pair was trained so.
+    """
 
     rank: int
     id: str
@@ -82,7 +85,7 @@ class Searcher:
             retriever, self.index.vectors, list(questions), retriever.tokenize(questions), max(k, depth)
         )
         retrieved = time.perf_counter()
-        best = rerank(reranker, candidates, reranker.tokenize(questions), self.index.tokens).cut(k)
+        best = rerank(reranker, candidates, reranker.tokenize(questions), self.index.tokens, self.bundle.blend).cut(k)
         reranked = time.perf_counter()
 
         hits = [self._hits(candidates, best, number) for number in range(len(questions))]

@@ -1,5 +1,6 @@
 """The joint step: both models score the same lists, and one loss on the two score matrices trains them both."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,10 +31,28 @@ class LossConfig(BaseModel):
         description="Divides the retriever's scores: 0.05 suits cosine, 1 the paper's inner product.",
     )
     reranker_temperature: float = Field(1.0, gt=0, description="Divides the re-ranker's scores.")
+    blend: float = Field(
+        0.0,
+        ge=0,
+        description="Share of the retriever's score (divided by its temperature) that is added to the re-ranker's, "
+        "in the loss and in search; the paper has 0.",
+    )
+
+    def reranker_alone(self) -> "LossConfig":
+        """The loss of the re-ranker's warm-up: its supervised term alone."""
+        return self.model_copy(update={"kl_weight": 0.0, "reranker_weight": 1.0, "retriever_weight": 0.0})
+
+    @property
+    def retriever_learns(self) -> bool:
+        return self.kl_weight > 0 or self.retriever_weight > 0
+
+    @property
+    def reranker_learns(self) -> bool:
+        return self.reranker_weight > 0 or (self.kl_weight > 0 and self.kl_reranker_gradient)
 
     @property
     def needs_retriever(self) -> bool:
-        return self.kl_weight > 0 or self.retriever_weight > 0
+        return self.retriever_learns or self.blend > 0
 
     @property
     def needs_reranker(self) -> bool:
@@ -49,25 +68,46 @@ class Terms(NamedTuple):
 
 
 class JointModel(nn.Module):
-    """Retriever and re-ranker as one module, so that one optimiser, one backward pass and one wrapper serve both."""
+    """Retriever and re-ranker as one module, so that one optimiser, one backward pass and one wrapper serve both.
 
-    def __init__(self, retriever: DualEncoder | None, reranker: CrossEncoder | None) -> None:
+    A model that is None takes no part; one that does not learn is scored without gradient.
+    """
+
+    def __init__(
+        self,
+        retriever: DualEncoder | None,
+        reranker: CrossEncoder | None,
+        retriever_learns: bool = True,
+        reranker_learns: bool = True,
+    ) -> None:
         super().__init__()
         self.retriever = retriever
         self.reranker = reranker
+        self.retriever_learns = retriever_learns
+        self.reranker_learns = reranker_learns
+
+    def learning_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that an optimiser should have, by name."""
+        for name, parameter in self.named_parameters():
+            learns = self.retriever_learns if name.startswith("retriever") else self.reranker_learns
+            if learns and parameter.requires_grad:
+                yield name, parameter
 
     def forward(self, batch: ListBatch) -> tuple[Tensor, Tensor]:
         """Score matrices of the retriever and the re-ranker, float32 of shape (B, n) each, 0 at padding.
 
         A model that takes no part gives zeros.
         """
+        learn = torch.is_grad_enabled()
         zeros = torch.zeros(batch.mask.shape, device=device_of(self))
         retriever_scores = reranker_scores = zeros
         with autocast(zeros.device):
             if self.retriever is not None:
-                retriever_scores = self._retriever_scores(self.retriever, batch)
+                with torch.set_grad_enabled(learn and self.retriever_learns):
+                    retriever_scores = self._retriever_scores(self.retriever, batch)
             if self.reranker is not None:
-                reranker_scores = self._reranker_scores(self.reranker, batch)
+                with torch.set_grad_enabled(learn and self.reranker_learns):
+                    reranker_scores = self._reranker_scores(self.reranker, batch)
         return retriever_scores, reranker_scores
 
     def train(self, mode: bool = True) -> "JointModel":
@@ -99,7 +139,15 @@ class JointModel(nn.Module):
 
 
 def loss_terms(retriever: Tensor, reranker: Tensor, mask: Tensor, config: LossConfig) -> Terms:
-    """The terms of the joint loss, per list, from two score matrices (B, n) (RocketQAv2, equation 6)."""
+    """The terms of the joint loss, per list, from two score matrices (B, n) (RocketQAv2, equation 6).
+
+    With a `blend`, the re-ranker's distribution is that of its score plus a share of the retriever's. It then starts
+    where the retriever stands and learns what to correct, which it does far sooner than it learns to rank from
+    nothing. The retriever's share is a constant: it learns from the divergence, not through its
+    own score inside the teacher.
+    """
+    if config.blend > 0:
+        reranker = reranker + retriever.detach() * blend_factor(config)
     return Terms(
         kl=listwise_divergence(
             retriever,
@@ -114,6 +162,11 @@ def loss_terms(retriever: Tensor, reranker: Tensor, mask: Tensor, config: LossCo
         reranker=supervised_listwise(reranker, mask, config.reranker_temperature),
         retriever=supervised_listwise(retriever, mask, config.retriever_temperature),
     )
+
+
+def blend_factor(config: LossConfig) -> float:
+    """What the retriever's score is multiplied by before it is added to the re-ranker's."""
+    return config.blend * config.reranker_temperature / config.retriever_temperature
 
 
 def joint_loss(terms: Terms, config: LossConfig) -> Tensor:

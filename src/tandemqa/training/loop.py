@@ -21,6 +21,9 @@ from tandemqa.training.batch import Sides, Texts, make_batch, split_rows
 from tandemqa.training.checkpoint import load_checkpoint, save_checkpoint
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 
+# What an interruption can cost at most; writing one takes about a second.
+CHECKPOINT_SECONDS = 60.0
+
 
 class TrainingConfig(BaseModel):
     """How lists become updates, in the re-ranker's warm-up and in the joint training alike."""
@@ -39,7 +42,6 @@ class TrainingConfig(BaseModel):
     warmup_share: float = Field(0.1, ge=0, le=1, description="Share of the steps in which the rate rises from 0.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW decay, on matrices only.")
     clip_norm: float = Field(1.0, gt=0, description="Limit of the global gradient norm.")
-    loss: LossConfig = Field(LossConfig(), description="Terms of the loss.")
 
 
 def fit(
@@ -49,10 +51,10 @@ def fit(
     retriever_texts: Texts,
     reranker_texts: Texts,
     config: TrainingConfig,
+    loss_config: LossConfig,
     seed: int,
     workspace: Path,
     name: str,
-    checkpoint_seconds: float = 60.0,
 ) -> None:
     """Train the models in place on the lists; a model that no term of the loss needs is left alone.
 
@@ -64,10 +66,12 @@ def fit(
     if steps == 0:
         return
     sides: Sides = (
-        (retriever, retriever_texts) if config.loss.needs_retriever else None,
-        (reranker, reranker_texts) if config.loss.needs_reranker else None,
+        (retriever, retriever_texts) if loss_config.needs_retriever else None,
+        (reranker, reranker_texts) if loss_config.needs_reranker else None,
     )
-    model = JointModel(sides[0] and retriever, sides[1] and reranker)
+    model = JointModel(
+        sides[0] and retriever, sides[1] and reranker, loss_config.retriever_learns, loss_config.reranker_learns
+    )
     optimizer = _optimizer(model, config)
     torch.manual_seed(seed)
     checkpoint = workspace / "checkpoint.safetensors"
@@ -85,13 +89,13 @@ def fit(
             started = time.monotonic()
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * _rate_share(step, steps, config)
-            record = _step(model, optimizer, lists, rows, sides, config, step)
+            record = _step(model, optimizer, lists, rows, sides, config, loss_config, step)
             record |= {"step": step, "seconds": round(time.monotonic() - started, 3)}
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             progress.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
             progress.update(len(rows))
-            if time.monotonic() - saved_at > checkpoint_seconds:
+            if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                 save_checkpoint(checkpoint, step + 1, model, optimizer)
                 saved_at = time.monotonic()
     model.eval()
@@ -104,6 +108,7 @@ def _step(
     rows: npt.NDArray[np.int64],
     sides: Sides,
     config: TrainingConfig,
+    loss_config: LossConfig,
     step: int,
 ) -> dict[str, float]:
     """One optimiser step on the lists at `rows`; returns the mean of each term, the gradient norm and tokens."""
@@ -113,8 +118,8 @@ def _step(
     for part in split_rows(lists, rows, sides, config.micro_tokens):
         batch = make_batch(lists, part, *sides)
         scores = model(batch)
-        terms = loss_terms(scores[0], scores[1], batch.mask.to(scores[0].device), config.loss)
-        loss = joint_loss(terms, config.loss)
+        terms = loss_terms(scores[0], scores[1], batch.mask.to(scores[0].device), loss_config)
+        loss = joint_loss(terms, loss_config)
         if not torch.isfinite(loss).all():
             bad = part[int(torch.argmin(torch.isfinite(loss).int()))]
             raise TandemError(
@@ -137,9 +142,7 @@ def _step(
 def _optimizer(model: JointModel, config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW with a rate per model, and no decay on biases and LayerNorm weights (the one-dimensional ones)."""
     rates: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    for name, parameter in model.learning_parameters():
         if name.startswith("reranker.head"):
             rate = config.head_rate
         else:
