@@ -306,7 +306,8 @@ def test_a_full_disk_is_one_line(
 def test_any_failure_of_the_system_is_one_line(tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = fails("index", tiny_bundle, tiny_dataset, "--out", tmp_path / "file" / "index")
-    assert line == f"Error: File exists: {tmp_path / 'file'}"
+    place = tmp_path / "file" / "index"
+    assert line == f"Error: {place} could not be written: Not a directory; choose another place."
 
 
 def test_an_interrupt_says_that_the_command_goes_on(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tandemqa import Index, Searcher, load_dataset, load_recipe, train
 from tandemqa.data.tokens import passage_tokens
 from tandemqa.encoders.cross import CrossEncoder
-from tandemqa.evaluate.metrics import counted_queries, evaluate_run
+from tandemqa.evaluation.metrics import counted_queries, evaluate_run
 from tandemqa.index.vectors import passage_index
 from tandemqa.search.rank import rerank, retrieve
 

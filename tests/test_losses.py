@@ -41,7 +41,7 @@ def test_divergence_equals_arithmetic_by_hand(direction, reduction, temperatures
         p = softmax_by_hand(RETRIEVER[row], MASK[row], temperatures[0])
         q = softmax_by_hand(RERANKER[row], MASK[row], temperatures[1])
         expected = kl_by_hand(p, q) if direction == "retriever_reranker" else kl_by_hand(q, p)
-        expected /= 1 if reduction == "sum" else 4
+        expected /= 1 if reduction == "sum" else sum(MASK[row])
         assert float(ours[row]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
@@ -98,7 +98,7 @@ def test_gradient_equals_finite_differences(config):
             p = softmax_by_hand(values[0][row], MASK[row], config.retriever_temperature)
             q = softmax_by_hand(values[1][row], MASK[row], config.reranker_temperature)
             kl = kl_by_hand(p, q) if config.kl_direction == "retriever_reranker" else kl_by_hand(q, p)
-            kl /= 1 if config.kl_reduction == "sum" else 4
+            kl /= 1 if config.kl_reduction == "sum" else sum(MASK[row])
             total += config.kl_weight * kl
             total -= config.reranker_weight * math.log(q[0]) + config.retriever_weight * math.log(p[0])
         return total
@@ -125,8 +125,9 @@ def test_the_reranker_feels_no_divergence_when_it_is_a_constant():
     assert torch.count_nonzero(retriever.grad) > 0
 
 
-def test_padding_a_list_changes_neither_loss_nor_gradient():
-    config = LossConfig(retriever_weight=1.0)
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_padding_a_list_changes_neither_loss_nor_gradient(reduction):
+    config = LossConfig(retriever_weight=1.0, kl_reduction=reduction)
     results = []
     for padding in (0, 3):
         retriever = torch.tensor([[*row, *[7.7] * padding] for row in RETRIEVER], requires_grad=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tandemqa.data.dataset import Qrels
 from tandemqa.data.runs import Run, break_ties
 from tandemqa.errors import TandemError
-from tandemqa.evaluate.metrics import bootstrap_interval, counted_queries, evaluate_run
+from tandemqa.evaluation.metrics import bootstrap_interval, counted_queries, evaluate_run
 
 IDS = [f"p{number}" for number in range(12)]
 ROW = {name: row for row, name in enumerate(IDS)}

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from tandemqa.data.dataset import Dataset, load_dataset
     from tandemqa.encoders.bundle import Bundle
     from tandemqa.errors import TandemError
-    from tandemqa.evaluate.stages import evaluate
+    from tandemqa.evaluation.stages import evaluate
     from tandemqa.index.index import Index
     from tandemqa.recipe.config import Recipe, load_recipe
     from tandemqa.recipe.train import train
@@ -39,7 +39,7 @@ _HOME = {
     "Recipe": "recipe.config",
     "Searcher": "search.searcher",
     "TandemError": "errors",
-    "evaluate": "evaluate.stages",
+    "evaluate": "evaluation.stages",
     "load_dataset": "data.dataset",
     "load_recipe": "recipe.config",
     "train": "recipe.train",

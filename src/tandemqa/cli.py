@@ -129,7 +129,7 @@ def train(
       tandemqa train data --out run --set joint.epochs=2 --set data.questions=1000
       tandemqa train data --out run --recipe mine.yaml --set retriever.model=/models/my-encoder
     """
-    from tandemqa.evaluate.report import Report
+    from tandemqa.evaluation.report import Report
     from tandemqa.recipe.config import load_recipe
     from tandemqa.recipe.train import train as run_recipe
 
@@ -225,7 +225,7 @@ def evaluate(
       tandemqa evaluate run data --split test
       tandemqa evaluate run data --split dev -k 100 --run-dir rankings --json
     """
-    from tandemqa.evaluate.stages import evaluate as measure
+    from tandemqa.evaluation.stages import evaluate as measure
 
     report = measure(bundle, data, split, k, run_dir)
     if as_json:

@@ -7,7 +7,7 @@ from typing import Any
 from tandemqa.data.dataset import load_dataset
 from tandemqa.encoders import bundle
 from tandemqa.errors import TandemError
-from tandemqa.evaluate.report import Report
+from tandemqa.evaluation.report import Report
 from tandemqa.files import read_json
 from tandemqa.index import index
 

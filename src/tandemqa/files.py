@@ -35,8 +35,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; it takes the place of `path` when the block ends well.
 
-    A reader finds the old folder or the new one; a process killed between the two renames leaves the new
-    folder whole under a name ending in `.partial`, and no folder at `path`.
+    A reader finds the old folder or the new one. Only a process killed between the two renames leaves none at `path`:
+    the old one then lies beside it, whole, under a name ending in `.old`.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -54,6 +54,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise _explained(error, path) from error
     finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -106,4 +108,6 @@ def _explained(error: Exception, path: Path) -> Exception:
         return TandemError(f"The disk is full: {path} was not written; free some space and run the command again.")
     if number in (errno.EACCES, errno.EROFS, errno.EPERM):
         return TandemError(f"No permission to write {path}; choose another place or change its permissions.")
+    if isinstance(error, OSError):
+        return TandemError(f"{path} could not be written: {error.strerror or error}; choose another place.")
     return error

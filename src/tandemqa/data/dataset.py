@@ -47,7 +47,7 @@ class Passages:
     In memory are the ids and one byte offset (int64) a passage. Every line is checked when the file is
     opened; what is wrong is a `TandemError`. The file must not be cut or rewritten in place while in use.
 
-    ids: list of the n passage ids; row: passage id -> row (0 to n-1).
+    ids: list of the n passage ids; row: passage id -> row (0 to n-1); fingerprint: 16 hexadecimal digits of the file.
     """
 
     ids: list[str]
@@ -67,6 +67,7 @@ class Passages:
         self.ids = list(self.row)
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.fingerprint = fingerprint(path)
         offsets.append(len(self._bytes))
         self._offsets = np.array(offsets, dtype=np.int64)
 
@@ -130,9 +131,10 @@ def load_dataset(folder: Path | str) -> Dataset:
     if not splits:
         raise TandemError(f"{folder / 'qrels'} has no .tsv file; add one for each split, such as train.tsv.")
     qrels = {path.stem: read_qrels(path, queries, passages.row) for path in splits}
-    files = [passages.path, folder / "queries.jsonl", *splits]
     # The names count too: test.tsv renamed train.tsv is another dataset.
-    digests = "".join(f"{path.name} {fingerprint(path)}\n" for path in files)
+    digests = passages.fingerprint + "".join(
+        f"{path.name} {fingerprint(path)}\n" for path in (folder / "queries.jsonl", *splits)
+    )
     return Dataset(folder, passages, queries, qrels, hashlib.sha256(digests.encode()).hexdigest()[:16])
 
 

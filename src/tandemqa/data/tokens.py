@@ -73,7 +73,8 @@ class TokenStore:
                     offsets[row + 1 : row + 1 + len(batch)] = offsets[row] + np.cumsum(lengths)
                     row += len(batch)
                     progress.update(len(batch))
-            np.save(partial / "offsets.npy", offsets)
+            with (partial / "offsets.npy").open("wb") as file:
+                np.save(file, offsets)
             write_json(partial / "tokens.json", {"count": count, "max_tokens": MAX_TOKENS})
         return cls(folder)
 
@@ -81,9 +82,10 @@ class TokenStore:
 def passage_tokens(dataset: Dataset, tokenizer: Any) -> TokenStore:
     """The token store of a dataset's passages: built on first use, found in the cache ever after.
 
-    The cache is keyed by the content of the dataset and by what the tokeniser does.
+    The cache is keyed by the content of the corpus and by what the tokeniser does.
     """
-    folder = cache_folder() / "tokens" / f"{dataset.fingerprint}-{tokenizer_fingerprint(tokenizer)}"
+    key = f"{dataset.passages.fingerprint}-{tokenizer_fingerprint(tokenizer)}-{MAX_TOKENS}"
+    folder = cache_folder() / "tokens" / key
     if not (folder / "tokens.json").exists():
         texts = (passage.full for passage in dataset.passages)
         return TokenStore.build(folder, texts, len(dataset.passages), tokenizer)

@@ -27,6 +27,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+from tandemqa.data.dataset import Passage
+
 _MODULE_NAMES = """
     builtins abc argparse array ast asyncio atexit base64 bdb binascii bisect bz2 calendar cmath cmd code
     codecs collections collections.abc colorsys compileall concurrent.futures configparser contextlib
@@ -75,24 +77,15 @@ _HEADING = re.compile(r"^(?:(\S.*)\n([*=\-^~])\2{2,}|-\[ (Footnotes) \]-)$", re.
 _TABLE = re.compile(r"^ *\+-[-+]+\+\n(?: *[+|].*[+|](?:\n|\Z))+", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class DocPassage:
-    """One passage; ``id`` is the name as a programmer writes it, or the section as ``topics/try/...``."""
-
-    id: str
-    title: str
-    text: str
-
-
-def build_passages() -> list[DocPassage]:
+def build_passages() -> list[Passage]:
     """All passages: the docstrings in alphabetical order, then the sections of the language reference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # to look at a deprecated name is not to use it
-        docstrings = [DocPassage(e.name, e.name, e.text()) for e in _documented()]
+        docstrings = [Passage(e.name, e.name, e.text()) for e in _documented()]
     return docstrings + list(_sections())
 
 
-def weak_pairs(passages: list[DocPassage]) -> list[tuple[str, str, str]]:
+def weak_pairs(passages: list[Passage]) -> list[tuple[str, str, str]]:
     """(pseudo-question, passage id, the passage's text without it) for docstrings of summary and body.
 
     A docstring's first sentence says what the thing is for, much as a question does; its body then has to
@@ -106,7 +99,12 @@ def weak_pairs(passages: list[DocPassage]) -> list[tuple[str, str, str]]:
         summary, *more = _SENTENCE_END.split(paragraphs[0], maxsplit=1)
         summary = _CALL.sub("", summary, count=1).rstrip(".:")
         body = "\n\n".join(more + paragraphs[1:])
-        if not passage.id.startswith("topics/") and 4 <= _words(summary) <= 20 and _words(body) >= 12:
+        if (
+            not passage.id.startswith("topics/")
+            and 4 <= _words(summary) <= 20
+            and _words(body) >= 12
+            and summary not in body
+        ):
             pairs.append((summary, passage.id, "\n\n".join([*signature, body])))
     return pairs
 
@@ -255,7 +253,7 @@ def _cut(paragraphs: list[str]) -> str:
     return "\n\n".join(kept) or " ".join(paragraphs[0].split()[:DOC_WORDS])
 
 
-def _sections() -> Iterator[DocPassage]:
+def _sections() -> Iterator[Passage]:
     """The sections of the language reference, each once: topics include one another (try, compound)."""
     seen: set[str] = set()
     for topic in sorted(topics, key=lambda t: (len(topics[t].split()), len(t), t)):  # the most specific first
@@ -277,7 +275,7 @@ def _sections() -> Iterator[DocPassage]:
                 title = f"{_readable(headings[0][1])}: {title}"
             for part, part_text in enumerate(_parts(body), start=1):
                 suffix = f"/{part}" if part > 1 else ""
-                yield DocPassage(section_id + suffix, title + (f" ({part})" if part > 1 else ""), part_text)
+                yield Passage(section_id + suffix, title + (f" ({part})" if part > 1 else ""), part_text)
 
 
 def _readable(heading: str) -> str:

@@ -6,7 +6,8 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from tandemqa.demo.corpus import DocPassage, build_passages, weak_pairs
+from tandemqa.data.dataset import Passage
+from tandemqa.demo.corpus import build_passages, weak_pairs
 from tandemqa.files import whole_folder
 
 TEST_QUESTIONS = 240
@@ -21,10 +22,10 @@ class Question(NamedTuple):
     passages: list[str]
 
 
-def load_questions(known: set[str]) -> tuple[list[Question], int]:
-    """The questions that ship with the package, and how many are left out: a Python of another version may lack
-    a passage, and a question stays only if one of its passages is in `known`."""
-    questions, missing = [], 0
+def load_questions(known: set[str]) -> list[Question]:
+    """The questions that ship with the package, without those that have no passage in `known`: a Python of another
+    version may lack one."""
+    questions = []
     folder = resources.files("tandemqa.demo") / "questions"
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -32,9 +33,7 @@ def load_questions(known: set[str]) -> tuple[list[Question], int]:
             passages = [name for name in record["passages"] if name in known]
             if passages:
                 questions.append(Question(record["topic"], record["question"], passages))
-            else:
-                missing += 1
-    return questions, missing
+    return questions
 
 
 def split_by_topic(questions: list[Question]) -> dict[str, list[Question]]:
@@ -59,17 +58,17 @@ def write_datasets(folder: Path) -> tuple[Path, Path]:
     """Write `ask-python` (passages and questions) and `docstrings` (the weak pairs, for training only: a
     docstring's summary as the question, its body as the passage)."""
     passages = build_passages()
-    questions, _ = load_questions({passage.id for passage in passages})
+    questions = load_questions({passage.id for passage in passages})
     splits = split_by_topic(questions)
     _write_beir(folder / "ask-python", passages, splits)
     pairs = weak_pairs(passages)
-    bodies = [DocPassage(name, "", body) for _, name, body in pairs]
+    bodies = [Passage(name, "", body) for _, name, body in pairs]
     summaries = [Question("docstrings", summary, [name]) for summary, name, _ in pairs]
     _write_beir(folder / "docstrings", bodies, {"train": summaries})
     return folder / "ask-python", folder / "docstrings"
 
 
-def _write_beir(folder: Path, passages: list[DocPassage], splits: dict[str, list[Question]]) -> None:
+def _write_beir(folder: Path, passages: list[Passage], splits: dict[str, list[Question]]) -> None:
     with whole_folder(folder) as partial:
         _write_lines(partial / "corpus.jsonl", [{"_id": p.id, "title": p.title, "text": p.text} for p in passages])
         queries, rows = [], {}

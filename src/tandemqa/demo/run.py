@@ -1,6 +1,7 @@
 """The demo "Ask Python": train both models on this Python's own documentation, measure, and answer."""
 
 import json
+import shlex
 import sys
 import textwrap
 import time
@@ -8,8 +9,8 @@ from pathlib import Path
 
 from tandemqa.data.dataset import Dataset, load_dataset
 from tandemqa.demo.dataset import write_datasets
-from tandemqa.evaluate.report import Report
-from tandemqa.evaluate.stages import evaluate
+from tandemqa.evaluation.report import Report
+from tandemqa.evaluation.stages import evaluate
 from tandemqa.index.index import Index
 from tandemqa.recipe.config import load_recipe
 from tandemqa.recipe.train import train
@@ -62,6 +63,7 @@ def _as_json(report: Report, answers: list[Answer], minutes: float) -> dict[str,
 
 
 def _as_text(report: Report, answers: list[Answer], minutes: float, out: Path) -> str:
+    tandemqa, place = shlex.quote(sys.argv[0]), shlex.quote(str(out))
     parts = ["", report.table(), ""]
     for answer in answers:
         hit = answer[0]
@@ -70,9 +72,9 @@ def _as_text(report: Report, answers: list[Answer], minutes: float, out: Path) -
         parts += [""]
     parts += [
         f"{minutes:.1f} minutes. Go on with",
-        f'  tandemqa search {out / "index"} "how do I read a file line by line"',
-        f"  tandemqa evaluate {out} {out / 'ask-python'} --split dev -k {DEPTH} --run-dir {out / 'trec'}",
-        "  tandemqa train YOUR_DATA --out runs/mine     (a folder in BEIR layout; see the README)",
+        f'  {tandemqa} search {place}/index "how do I read a file line by line"',
+        f"  {tandemqa} evaluate {place} {place}/ask-python --split dev -k {DEPTH}",
+        f"  {tandemqa} train YOUR_DATA --out runs/mine     (a folder in BEIR layout; see the README)",
     ]
     return "\n".join(parts)
 

@@ -2,17 +2,24 @@
 
 import contextlib
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from tandemqa.data.tokens import MAX_TOKENS
 from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.errors import TandemError
 
 Pooling = Literal["cls", "mean"]
+
+# Entries of a model's configuration that say where it came from, not what it computes.
+NOT_OF_THE_MODEL = {"_name_or_path", "transformers_version", "dtype", "_attn_implementation"}
 
 BASE_MODEL = "all-MiniLM-L6-v2"
 
@@ -44,13 +51,23 @@ def load_backbone(source: str, dropout: float) -> nn.Module:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
             if hasattr(config, name):
                 setattr(config, name, dropout)
-        model = AutoModel.from_pretrained(
-            folder, config=config, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        model, loading = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise TandemError(f"The model {source!r} could not be loaded: {_first_line(error)}") from error
     except SafetensorError as error:
         raise TandemError(f"The weights in {folder} are damaged ({_first_line(error)}); copy them again.") from error
+    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise TandemError(
+            f"The model {source!r} lacks weights ({missing[0]} and {len(missing) - 1} more); copy it again."
+        )
     pooler = getattr(model, "pooler", None)
     if pooler is not None:
         # The pooler stands in the file for the sake of other libraries; nothing here reads its output.
@@ -72,9 +89,33 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
-def hidden_states(model: nn.Module, batch: TokenBatch) -> Tensor:
+class WordTable:
+    """The word embeddings of the tokens that a training step reads, looked up once for all of its batches.
+
+    A lookup's gradient is as large as the vocabulary; made once a step instead of once a batch, it costs next to
+    nothing. The gradient is the same.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[TokenBatch]) -> None:
+        words: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
+        ids = torch.unique(torch.cat([batch.input_ids.flatten() for batch in batches]))
+        self.row = torch.zeros(words.num_embeddings, dtype=torch.int64, device=words.weight.device)
+        ids = ids.to(words.weight.device)
+        self.row[ids] = torch.arange(len(ids), device=ids.device)
+        self.vectors: Tensor = words(ids)
+
+    def __getitem__(self, input_ids: Tensor) -> Tensor:
+        """Word embeddings, shape (N, L, d), of ids of shape (N, L)."""
+        return nn.functional.embedding(self.row[input_ids], self.vectors)
+
+
+def hidden_states(model: nn.Module, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
     """Last hidden states, shape (N, L, d)."""
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    inputs = {"attention_mask": batch.attention_mask}
+    if words is None:
+        inputs["input_ids"] = batch.input_ids
+    else:
+        inputs["inputs_embeds"] = words[batch.input_ids]
     if batch.type_ids is not None:
         inputs["token_type_ids"] = batch.type_ids
     states: Tensor = model(**inputs).last_hidden_state
@@ -90,11 +131,31 @@ def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that identify a model's weights, whatever folder they came from."""
+    """Sixteen hexadecimal digits that identify a model's weights and shape, whatever folder they came from."""
     digest = hashlib.sha256()
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            shape = {k: v for k, v in module.config.to_dict().items() if k not in NOT_OF_THE_MODEL}
+            digest.update(json.dumps(shape, sort_keys=True, default=str).encode())
     for parameter in model.parameters():
         digest.update(parameter.detach().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def check_length(model: nn.Module, length: int, setting: str) -> None:
+    """Refuse to read more tokens than the encoder has positions, or than the token store keeps."""
+    config: Any = model.config
+    positions = int(getattr(config, "max_position_embeddings", MAX_TOKENS))
+    # RoBERTa and its kin count positions from behind the padding id.
+    first = int(config.pad_token_id) + 1 if "roberta" in config.model_type else 0
+    most = min(positions - first, MAX_TOKENS)
+    if length > most:
+        raise TandemError(f"{setting} is {length}, but this encoder reads {most} tokens at most; set it to {most}.")
+
+
+def default_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_of(model: nn.Module) -> torch.device:

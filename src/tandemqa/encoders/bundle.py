@@ -14,6 +14,7 @@ from tandemqa.errors import TandemError
 from tandemqa.files import fingerprint, read_json, whole_folder, write_json
 
 MANIFEST = "tandem.json"
+FORMAT = 1
 
 
 @dataclass
@@ -64,7 +65,7 @@ def save_bundle(folder: Path, retriever: DualEncoder, reranker: CrossEncoder, ab
         reranker.save(partial / "reranker")
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         complete = {
-            "format": 1,
+            "format": FORMAT,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": {
                 "tandemqa": tandemqa.__version__,
@@ -94,6 +95,8 @@ def check_bundle(path: str | Path) -> tuple[Path, dict[str, Any]]:
     about = read_json(folder / MANIFEST)
     if not isinstance(about, dict) or not isinstance(about.get("files"), dict):
         raise TandemError(f"{folder / MANIFEST} lists no files; copy the bundle again.")
+    if about.get("format") != FORMAT:
+        raise TandemError(f"{folder / MANIFEST} has format {about.get('format')}, not {FORMAT}; train again.")
     for name, size in about["files"].items():
         file = folder / name
         if not file.exists():

@@ -15,7 +15,10 @@ from tandemqa.encoders import layout
 from tandemqa.encoders.backbone import (
     BASE_MODEL,
     Pooling,
+    WordTable,
     autocast,
+    check_length,
+    default_device,
     device_of,
     hidden_states,
     load_backbone,
@@ -63,7 +66,8 @@ class CrossEncoder(nn.Module):
             nn.init.zeros_(head.bias)
         else:
             head.load_state_dict(saved)
-        return cls(config, load_tokenizer(config.model), encoder, head)
+        check_length(encoder, config.pair_length, "reranker.pair_length")
+        return cls(config, load_tokenizer(config.model), encoder, head).to(default_device())
 
     def save(self, folder: Path) -> None:
         """Write the folder that `sentence_transformers.CrossEncoder` reads."""
@@ -88,9 +92,9 @@ class CrossEncoder(nn.Module):
         """Glue a query's and a passage's ids together; also where the second segment begins."""
         return self.format.pair(query, passage, self.config.pair_length)
 
-    def forward(self, batch: TokenBatch) -> Tensor:
+    def forward(self, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
         """Scores of a padded batch of pairs, float32 of shape (N,)."""
-        vectors = pool(hidden_states(self.encoder, batch), batch.attention_mask, self.config.pooling)
+        vectors = pool(hidden_states(self.encoder, batch, words), batch.attention_mask, self.config.pooling)
         # The head is too small to gain from bfloat16, and its rounding would tie neighbouring scores.
         with torch.autocast(vectors.device.type, enabled=False):
             scores: Tensor = self.head(self.dropout(vectors)).squeeze(-1)

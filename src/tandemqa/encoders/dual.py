@@ -16,7 +16,10 @@ from tandemqa.encoders import layout
 from tandemqa.encoders.backbone import (
     BASE_MODEL,
     Pooling,
+    WordTable,
     autocast,
+    check_length,
+    default_device,
     device_of,
     hidden_states,
     load_backbone,
@@ -40,7 +43,9 @@ class RetrieverConfig(BaseModel):
     pooling: Pooling = Field("mean", description="The vector of a text: its [CLS] state, or the mean of all.")
     similarity: Literal["dot", "cosine"] = Field("cosine", description="Inner product as it is, or normalised.")
     towers: Literal["shared", "untied"] = Field("shared", description="One encoder for both sides, or one each.")
-    query_length: int = Field(64, ge=4, description="Tokens a query is cut at, special tokens included.")
+    query_length: int = Field(
+        64, ge=4, description="Tokens a query is cut at by a tower of its own; a shared one has one length for both."
+    )
     passage_length: int = Field(128, ge=8, description="Tokens a passage is cut at, special tokens included.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the encoder; the paper uses 0.1.")
 
@@ -70,7 +75,9 @@ class DualEncoder(nn.Module):
             passage_tower = (
                 copy.deepcopy(query_tower) if sources[0] == sources[1] else load_backbone(sources[1], config.dropout)
             )
-        return cls(config, load_tokenizer(sources[0]), query_tower, passage_tower)
+        check_length(query_tower, config.query_length if config.towers == "untied" else 0, "retriever.query_length")
+        check_length(passage_tower, config.passage_length, "retriever.passage_length")
+        return cls(config, load_tokenizer(sources[0]), query_tower, passage_tower).to(default_device())
 
     def save(self, folder: Path) -> None:
         """Write the folder that `sentence_transformers.SentenceTransformer` reads."""
@@ -81,7 +88,7 @@ class DualEncoder(nn.Module):
             size=self.size,
             pooling=self.config.pooling,
             normalise=self.config.similarity == "cosine",
-            lengths=(self.config.query_length, self.config.passage_length),
+            lengths=(self.limit("query"), self.limit("passage")),
         )
 
     def fingerprint(self) -> str:
@@ -94,13 +101,20 @@ class DualEncoder(nn.Module):
 
     def frame(self, ids: Ids, tower: Tower) -> Ids:
         """Add the special tokens to a text's ids and cut it at its tower's length."""
-        limit = self.config.query_length if tower == "query" else self.config.passage_length
-        return self.format.single(ids, limit)
+        return self.format.single(ids, self.limit(tower))
 
-    def forward(self, batch: TokenBatch, tower: Tower) -> Tensor:
+    def limit(self, tower: Tower) -> int:
+        """Tokens that a tower reads of a text, special tokens included."""
+        own = tower == "query" and self.config.towers == "untied"
+        return self.config.query_length if own else self.config.passage_length
+
+    def tower(self, side: Tower) -> nn.Module:
+        """The encoder of one side."""
+        return self.query_tower if side == "query" else self.passage_tower
+
+    def forward(self, batch: TokenBatch, tower: Tower, words: WordTable | None = None) -> Tensor:
         """Vectors of a padded batch, float32 of shape (N, d), of unit length if the similarity is cosine."""
-        model = self.query_tower if tower == "query" else self.passage_tower
-        vectors = pool(hidden_states(model, batch), batch.attention_mask, self.config.pooling)
+        vectors = pool(hidden_states(self.tower(tower), batch, words), batch.attention_mask, self.config.pooling)
         return nn.functional.normalize(vectors, dim=-1) if self.config.similarity == "cosine" else vectors
 
     @torch.inference_mode()
@@ -122,12 +136,11 @@ class DualEncoder(nn.Module):
         use_fast_attention(self.passage_tower)
         device = device_of(self)
         lengths = np.fromiter((len(texts[row]) for row in range(len(texts))), dtype=np.int64, count=len(texts))
-        limit = self.config.query_length if tower == "query" else self.config.passage_length
         special = len(self.format.prefix) + len(self.format.suffix)
         vectors = np.empty((len(texts), self.size), dtype=np.float32)
         progress = bar(show, len(texts), "text") if show else None
         with autocast(device, enabled=precision == "auto"):
-            for rows in token_budget_batches(np.minimum(lengths + special, limit), token_budget):
+            for rows in token_budget_batches(np.minimum(lengths + special, self.limit(tower)), token_budget):
                 batch = self.format.pad([self.frame(texts[int(row)], tower) for row in rows]).to(device)
                 vectors[rows] = self(batch, tower).float().cpu().numpy()
                 if progress:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tandemqa.data.tokens import MAX_TOKENS
+from tandemqa.errors import TandemError
 
 Ids = npt.NDArray[np.int32]
 
@@ -133,4 +134,4 @@ def _find(haystack: Sequence[int], needle: Sequence[int], start: int) -> int:
     for position in range(start, len(haystack) - len(needle) + 1):
         if list(haystack[position : position + len(needle)]) == list(needle):
             return position
-    raise ValueError("the tokeniser changes a text when it frames it")
+    raise TandemError("This model's tokeniser cannot be used: it changes a text when it frames it.")

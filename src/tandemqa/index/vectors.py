@@ -15,7 +15,7 @@ from tandemqa.index.dense import DenseIndex
 def passage_index(retriever: DualEncoder, dataset: Dataset) -> DenseIndex:
     """The dense index of all passages of `dataset`, row i being passage row i.
 
-    The cache is keyed by the retriever's weights and settings and by the content of the dataset, so that candidates,
+    The cache is keyed by the retriever's weights and settings and by the content of the corpus, so that candidates,
     evaluation and index never encode the same passages twice.
     """
     config = retriever.config
@@ -26,7 +26,9 @@ def passage_index(retriever: DualEncoder, dataset: Dataset) -> DenseIndex:
         tokenizer_fingerprint(retriever.tokenizer),
         has_bfloat16(device_of(retriever)),
     )
-    key = hashlib.sha256(f"{retriever.fingerprint()} {settings} {dataset.fingerprint}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{retriever.fingerprint()} {settings} {dataset.passages.fingerprint}".encode()).hexdigest()[
+        :16
+    ]
     path = cache_folder() / "vectors" / f"{key}.faiss"
     if path.exists():
         with contextlib.suppress(TandemError):  # a damaged file of the cache is made again

@@ -62,6 +62,7 @@ def undenoised_lists(
 
     Every positive of a question heads `per_query` lists. No labelled positive of the question, and no passage that
     reads the same as one (`same_text` equal, see `text_groups`), is ever a negative; no text stands twice in a list.
+    A list is shorter than `size` where there are fewer negatives, and left out where there is none.
     `query_rows` refer to `candidates.query_ids`.
     """
     generator = np.random.default_rng(seed)
@@ -71,6 +72,8 @@ def undenoised_lists(
         positives = [passage_row[pid] for pid, grade in qrels[query_id].items() if grade > 0]
         ranked = candidates.rows[query_row, : config.depth]
         pool = _distinct_texts(ranked[ranked != NO_PASSAGE], positives, same_text)
+        if not len(pool):
+            continue  # a list of one passage teaches nothing
         for positive in positives:
             for _ in range(config.per_query):
                 count = min(config.size - 1, len(pool))
@@ -80,13 +83,21 @@ def undenoised_lists(
                 query_rows.append(query_row)
                 lists.append(row)
     if not lists:
-        raise TandemError("No training list could be made: no training question has a positive passage.")
+        raise TandemError(
+            "No training list could be made: no question has both a positive and a negative passage; "
+            "raise lists.depth or add passages."
+        )
     return TrainingLists(np.asarray(query_rows, dtype=np.int32), np.stack(lists))
 
 
-def text_groups(store: TokenIds) -> npt.NDArray[np.int64]:
-    """A 64-bit hash per passage, equal for passages whose tokens are the same, int64 of shape (N,)."""
-    digests = b"".join(hashlib.blake2b(store[row].tobytes(), digest_size=8).digest() for row in range(len(store)))
+def text_groups(store: TokenIds, length: int) -> npt.NDArray[np.int64]:
+    """A 64-bit hash per passage, equal for passages whose first `length` tokens are the same, int64 of shape (N,).
+
+    `length` is what a model reads: passages that differ only beyond it are one passage to it.
+    """
+    digests = b"".join(
+        hashlib.blake2b(store[row][:length].tobytes(), digest_size=8).digest() for row in range(len(store))
+    )
     return np.frombuffer(digests, dtype=np.int64)
 
 

@@ -69,9 +69,9 @@ def load_recipe(source: str | Path = "quick", overrides: Sequence[str] = ()) -> 
     for override in overrides:
         _override(values, override)
     try:
-        return Recipe(**values)
+        return Recipe.model_validate(values)
     except ValidationError as error:
-        raise TandemError(_explain(error, path)) from error
+        raise TandemError(_explain(error, f"{path} with --set" if overrides else str(path))) from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -90,15 +90,16 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise TandemError(f"--set {override!r}: the value is not valid YAML.") from error
 
 
-def _explain(error: ValidationError, path: Path) -> str:
+def _explain(error: ValidationError, source: str) -> str:
     """The first mistake, with the key and, for an unknown one, the nearest key that exists."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{path}: {key}: {first['msg']} (it is {first['input']!r})."
+        where = f"{source}: {key}" if key else source
+        return f"{where}: {first['msg']} (it is {first['input']!r})."
     known = _known_keys(Recipe)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"{path}: there is no setting {key!r}; the nearest is {near[0]!r}."
+    return f"{source}: there is no setting {key!r}; the nearest is {near[0]!r}."
 
 
 def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import tandemqa
 from tandemqa.files import read_json, write_json
 
 
@@ -18,13 +19,15 @@ class Stage:
 
     def __init__(self, folder: Path, depends_on: Any) -> None:
         self.folder = folder
-        self.key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+        self.key = hashlib.sha256(
+            json.dumps([tandemqa.__version__, depends_on], sort_keys=True).encode()
+        ).hexdigest()[:16]
         state = folder / "stage.json"
         known = read_json(state) if state.exists() else {}
         if known.get("key") != self.key:
             shutil.rmtree(folder, ignore_errors=True)
             write_json(state, {"key": self.key, "complete": False})
-        self.complete: bool = known.get("key") == self.key and known["complete"]
+        self.complete: bool = known.get("key") == self.key and known.get("complete", False)
 
     def finish(self) -> None:
         """Declare the result whole."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +12,13 @@ from safetensors.torch import load_model, save_model
 from tandemqa.data.dataset import Dataset, Qrels, load_dataset
 from tandemqa.data.runs import Run
 from tandemqa.data.tokens import passage_tokens
-from tandemqa.encoders.bundle import Bundle, save_bundle
+from tandemqa.encoders.bundle import MANIFEST, Bundle, save_bundle
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder
-from tandemqa.evaluate.metrics import counted_queries
-from tandemqa.evaluate.stages import evaluate
-from tandemqa.files import read_json, whole_file, write_json
+from tandemqa.errors import TandemError
+from tandemqa.evaluation.metrics import counted_queries
+from tandemqa.evaluation.stages import evaluate
+from tandemqa.files import read_json, whole_file
 from tandemqa.index.vectors import passage_index
 from tandemqa.lists.build import ListsConfig, text_groups, undenoised_lists
 from tandemqa.recipe.config import Recipe, load_recipe
@@ -41,24 +43,21 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
         recipe = load_recipe(recipe)
     if recipe.evaluation.split is not None:
         dataset.judged(recipe.evaluation.split)  # a missing split is better found before the training than after
-    chain = _Chain.start(dataset, recipe, Path(out) / "stages")
-    chain = chain.warmup().joint()
-    bundle = save_bundle(
-        Path(out) / "bundle",
-        chain.retriever,
-        chain.reranker,
-        {
-            "recipe": recipe.model_dump(),
-            "started_from": _started_from(recipe),
-            "blend": blend_factor(recipe.loss),
-            "data": {"fingerprint": dataset.fingerprint, "questions": len(chain.qrels)},
-        },
-    )
+    place = Path(out) / "bundle"
+    if place.exists() and not (place / MANIFEST).exists():
+        raise TandemError(f"{place} holds something that is no bundle; choose another --out or move it away.")
+    about: dict[str, Any] = {
+        "recipe": recipe.model_dump(),
+        "started_from": _started_from(recipe),
+        "blend": blend_factor(recipe.loss),
+    }
+    chain = _Chain.start(dataset, recipe, Path(out) / "stages").warmup().joint()
+    about["data"] = {"fingerprint": dataset.fingerprint, "questions": len(chain.qrels)}
     if recipe.evaluation.split is not None:
-        report = evaluate(bundle, dataset, recipe.evaluation.split, recipe.evaluation.depth)
-        bundle.about["metrics"] = report.as_json()
-        write_json(bundle.folder / "tandem.json", bundle.about)
-    return bundle
+        trained = Bundle(place, chain.retriever, chain.reranker, about)
+        report = evaluate(trained, dataset, recipe.evaluation.split, recipe.evaluation.depth)
+        about["metrics"] = report.as_json()
+    return save_bundle(place, chain.retriever, chain.reranker, about)
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,14 @@ class _Chain:
     ) -> "_Chain":
         stage = Stage(
             self.folder / name,
-            [self.key, seed, lists.model_dump(), training.model_dump(), loss.model_dump(), *depends_on],
+            [
+                self.key,
+                seed,
+                lists.model_dump(),
+                training.model_dump(exclude={"micro_tokens"}),
+                loss.model_dump(),
+                *depends_on,
+            ],
         )
         models = JointModel(self.retriever, self.reranker)
         weights = stage.folder / "weights.safetensors"
@@ -143,7 +149,7 @@ class _Chain:
                 self.candidates,
                 self.qrels,
                 self.dataset.passages.row,
-                text_groups(self.retriever_texts.passages),
+                text_groups(self.retriever_texts.passages, self.recipe.retriever.passage_length),
                 lists,
                 seed,
             )
@@ -190,5 +196,8 @@ def _load_run(path: Path, query_ids: list[str]) -> Run:
 
 def _started_from(recipe: Recipe) -> str:
     """The retriever before any training: a recipe that goes on from a bundle starts where that bundle started."""
-    manifest = Path(recipe.retriever.model).parent / "tandem.json"
-    return str(read_json(manifest)["started_from"]) if manifest.exists() else recipe.retriever.model
+    model = Path(recipe.retriever.model)
+    manifest = model.parent / MANIFEST
+    if manifest.exists() and "started_from" in (about := read_json(manifest)):
+        return str(about["started_from"])
+    return str(model.resolve()) if model.exists() else recipe.retriever.model

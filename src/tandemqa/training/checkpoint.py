@@ -19,6 +19,8 @@ def save_checkpoint(
 ) -> None:
     """Write the state before step `step` (the number of steps made so far)."""
     tensors: dict[str, Tensor] = {"step": torch.tensor(step), "random": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random_cuda"] = torch.cuda.get_rng_state()
     tensors |= {f"model.{name}": value.detach() for name, value in model.named_parameters()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
@@ -44,4 +46,6 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["random"])
+    if "random_cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random_cuda"])
     return int(tensors["step"])

@@ -1,16 +1,16 @@
 """The joint step: both models score the same lists, and one loss on the two score matrices trains them both."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from tandemqa.encoders.backbone import autocast, device_of, use_fast_attention
+from tandemqa.encoders.backbone import WordTable, autocast, device_of, use_fast_attention
 from tandemqa.encoders.cross import CrossEncoder
-from tandemqa.encoders.dual import DualEncoder
-from tandemqa.training.batch import ListBatch
+from tandemqa.encoders.dual import DualEncoder, Tower
+from tandemqa.training.batch import ListBatch, Part
 from tandemqa.training.losses import Direction, Reduction, listwise_divergence, supervised_listwise
 
 
@@ -38,9 +38,22 @@ class LossConfig(BaseModel):
         "in the loss and in search; the paper has 0.",
     )
 
+    @model_validator(mode="after")
+    def _something_learns(self) -> Self:
+        if not (self.retriever_learns or self.reranker_learns):
+            raise ValueError("kl_weight, reranker_weight and retriever_weight are all 0: nothing would learn")
+        return self
+
     def reranker_alone(self) -> "LossConfig":
         """The loss of the re-ranker's warm-up: its supervised term alone."""
-        return self.model_copy(update={"kl_weight": 0.0, "reranker_weight": 1.0, "retriever_weight": 0.0})
+        return LossConfig(
+            kl_weight=0,
+            reranker_weight=1,
+            retriever_weight=0,
+            retriever_temperature=self.retriever_temperature,
+            reranker_temperature=self.reranker_temperature,
+            blend=self.blend,
+        )
 
     @property
     def retriever_learns(self) -> bool:
@@ -111,25 +124,38 @@ class JointModel(nn.Module):
         return retriever_scores, reranker_scores
 
     def train(self, mode: bool = True) -> "JointModel":
+        """Set the mode; a model that does not learn stays in evaluation mode, without dropout."""
         super().train(mode)
+        if self.retriever is not None:
+            self.retriever.train(mode and self.retriever_learns)
+        if self.reranker is not None:
+            self.reranker.train(mode and self.reranker_learns)
         for model in self._backbones():
             use_fast_attention(model)
         return self
 
     def _retriever_scores(self, retriever: DualEncoder, batch: ListBatch) -> Tensor:
         device = device_of(retriever)
-        queries = _gather([(rows, retriever(part.to(device), "query")) for rows, part in batch.queries])
-        passages = _gather([(rows, retriever(part.to(device), "passage")) for rows, part in batch.passages])
+        queries = self._vectors(retriever, batch.queries, "query")
+        passages = self._vectors(retriever, batch.passages, "passage")
         mask, index = batch.mask.to(device), batch.passage_index.to(device)
         # Products in float32: bfloat16 keeps three digits, fewer than neighbouring cosines differ in.
         with torch.autocast(device.type, enabled=False):
             scores = torch.einsum("bd,bnd->bn", queries, passages[index])
         return scores.masked_fill(~mask, 0.0)
 
+    def _vectors(self, retriever: DualEncoder, parts: list[Part], side: Tower) -> Tensor:
+        words = WordTable(retriever.tower(side), [part for _, part in parts])
+        device = device_of(retriever)
+        places = torch.cat([rows for rows, _ in parts])
+        vectors = torch.cat([retriever(part.to(device), side, words) for _, part in parts])
+        return vectors[torch.argsort(places).to(device)]
+
     def _reranker_scores(self, reranker: CrossEncoder, batch: ListBatch) -> Tensor:
         device = device_of(reranker)
         places = torch.cat([rows for rows, _ in batch.pairs]).to(device)
-        values = torch.cat([reranker(part.to(device)) for _, part in batch.pairs])
+        words = WordTable(reranker.encoder, [part for _, part in batch.pairs])
+        values = torch.cat([reranker(part.to(device), words) for _, part in batch.pairs])
         scores = torch.zeros(batch.mask.numel(), device=device).index_put((places,), values)
         return scores.view(batch.mask.shape)
 
@@ -177,10 +203,3 @@ def joint_loss(terms: Terms, config: LossConfig) -> Tensor:
         + config.retriever_weight * terms.retriever
     )
     return loss
-
-
-def _gather(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Rows computed in parts, put back in order."""
-    places = torch.cat([rows for rows, _ in parts])
-    values = torch.cat([vectors for _, vectors in parts])
-    return values[torch.argsort(places).to(values.device)]

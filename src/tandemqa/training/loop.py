@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
+from tandemqa.files import whole_file
 from tandemqa.lists.build import TrainingLists
 from tandemqa.progress import bar
 from tandemqa.training.batch import Sides, Texts, make_batch, split_rows
@@ -62,9 +63,9 @@ def fit(
     `workspace/log.jsonl`, checkpoints to `workspace/checkpoint.safetensors`: called again after an interruption it
     goes on from there, in the same order of lists, to the same weights.
     """
-    steps = round(config.epochs * math.ceil(len(lists) / config.batch_lists))
-    if steps == 0:
+    if config.epochs == 0:
         return
+    steps = max(1, round(config.epochs * math.ceil(len(lists) / config.batch_lists)))
     sides: Sides = (
         (retriever, retriever_texts) if loss_config.needs_retriever else None,
         (reranker, reranker_texts) if loss_config.needs_reranker else None,
@@ -125,7 +126,7 @@ def _step(
             raise TandemError(
                 f"The loss of training list {bad} is not finite at step {step}; lower the learning rates."
             )
-        # Every list counts 1/batch_lists, also in the last, shorter batch of an epoch.
+        # Every list of a step counts the same, however the step is cut.
         (loss.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
         sums["loss"] += float(loss.detach().sum())
         for term, values in terms._asdict().items():
@@ -178,4 +179,5 @@ def _cut_log(log: Path, steps: int) -> None:
     """Drop the log lines of steps that were lost with an interruption and will be made again."""
     if log.exists():
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True)[:steps]
-        log.write_text("".join(lines), encoding="utf-8")
+        with whole_file(log) as partial:
+            partial.write_text("".join(lines), encoding="utf-8")

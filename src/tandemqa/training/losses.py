@@ -36,7 +36,7 @@ def listwise_divergence(
     """KL divergence between the two score distributions of each list (RocketQAv2, equation 4).
 
     direction "retriever_reranker" is KL(retriever ‖ re-ranker), the paper's; the other is the reference code's.
-    reduction "sum" adds over the list, "mean" divides by its number of columns as the reference code does.
+    reduction "sum" adds over the list, "mean" divides by its number of candidates, as the reference code does.
     `reranker_gradient=False` makes the re-ranker's distribution a constant, as in the reference code.
     """
     p = log_probabilities(retriever, mask, retriever_temperature)
@@ -46,4 +46,4 @@ def listwise_divergence(
     # Padding has probability 0 in both; -inf minus -inf would be NaN there, so it is replaced before subtracting.
     p, q = p.masked_fill(~mask, 0.0), q.masked_fill(~mask, 0.0)
     terms = (p.exp() * (p - q)).masked_fill(~mask, 0.0)
-    return terms.sum(-1) if reduction == "sum" else terms.sum(-1) / mask.shape[-1]
+    return terms.sum(-1) if reduction == "sum" else terms.sum(-1) / mask.sum(-1)

@@ -11,8 +11,8 @@ from tandemqa.data.tokens import passage_tokens
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
-from tandemqa.evaluate.metrics import counted_queries
-from tandemqa.evaluate.report import Report, measure, write_runs
+from tandemqa.evaluation.metrics import counted_queries
+from tandemqa.evaluation.report import Report, measure, write_runs
 from tandemqa.index.lexical import LexicalIndex
 from tandemqa.index.vectors import passage_index
 from tandemqa.search.rank import fuse, lexical, rerank, retrieve
@@ -40,6 +40,7 @@ def evaluate(
         dataset = load_dataset(dataset)
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
+    depth = max(k, DEPTH)
     qrels = dataset.judged(split)
     query_ids = counted_queries(qrels)
     texts = [dataset.queries[query_id] for query_id in query_ids]
@@ -48,20 +49,20 @@ def evaluate(
 
     with _timed(seconds, "BM25"):
         words = LexicalIndex.build(passage.full for passage in dataset.passages)
-        runs["BM25"] = lexical(words, query_ids, texts, DEPTH)
+        runs["BM25"] = lexical(words, query_ids, texts, depth)
 
     base = _base_retriever(bundle)
     if base is not None:
         with _timed(seconds, "retriever before"):
             index = passage_index(base, dataset)
-            runs["retriever before"] = retrieve(base, index, query_ids, base.tokenize(texts), DEPTH)
+            runs["retriever before"] = retrieve(base, index, query_ids, base.tokenize(texts), depth)
 
     with _timed(seconds, "retriever after"):
         retriever = bundle.retriever
         index = passage_index(retriever, dataset)
-        runs["retriever after"] = retrieve(retriever, index, query_ids, retriever.tokenize(texts), DEPTH)
+        runs["retriever after"] = retrieve(retriever, index, query_ids, retriever.tokenize(texts), depth)
 
-    runs["hybrid"] = fuse(runs["retriever after"], runs["BM25"], DEPTH)
+    runs["hybrid"] = fuse(runs["retriever after"], runs["BM25"], depth)
 
     with _timed(seconds, "re-ranked"):
         candidates = runs["retriever after"].cut(k)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tandemqa.data.dataset import Qrels
-from tandemqa.data.runs import Run, write_trec
-from tandemqa.evaluate.metrics import bootstrap_interval, counted_queries, evaluate_run
+from tandemqa.data.runs import Run, break_ties, write_trec
+from tandemqa.evaluation.metrics import bootstrap_interval, counted_queries, evaluate_run
 
 METRICS = ("mrr@10", "ndcg@10", "recall@1", "recall@20", "recall@50")
 SHOWN = {"mrr@10": "MRR@10", "recall@1": "R@1", "recall@20": "R@20"}
@@ -81,8 +81,10 @@ def measure(
 ) -> Report:
     """Evaluate the run of each stage on the same questions."""
     stages = {}
+    ids = list(passage_row)
     for stage, run in runs.items():
-        values = evaluate_run(run, qrels, passage_row, METRICS)
+        # Equal scores come in whatever order an index finds them; trec_eval's rule makes the figures repeatable.
+        values = evaluate_run(break_ties(run, ids), qrels, passage_row, METRICS)
         stages[stage] = {
             metric: Figure(float(each.mean()), *bootstrap_interval(each, seed)) for metric, each in values.items()
         }
