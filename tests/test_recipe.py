@@ -159,3 +159,37 @@ def test_a_run_killed_twice_ends_with_the_same_bundle(tiny_model, tiny_dataset, 
     ]
     losses = [[json.loads(line)["loss"] for line in log] for log in logs]
     assert np.array_equal(losses[0], losses[1])
+
+
+def test_a_damaged_stage_is_named(tiny_model, tiny_dataset, tmp_path):
+    recipe = load_recipe("quick", [*SMALL, *models(tiny_model)])
+    train(tiny_dataset, tmp_path / "run", recipe)
+    for file in ("candidates/candidates.npz", "joint/weights.safetensors"):
+        path = tmp_path / "run" / "stages" / file
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(TandemError, match=rf"stage in .*{path.parent.name} is damaged"):
+            train(tiny_dataset, tmp_path / "run", recipe)
+        path.write_bytes(whole)
+
+
+def test_a_folder_in_the_place_of_the_bundle_is_left_alone(tiny_model, tiny_dataset, tmp_path):
+    (tmp_path / "run" / "bundle").mkdir(parents=True)
+    (tmp_path / "run" / "bundle" / "thesis.tex").write_text("years of work")
+    with pytest.raises(TandemError, match="holds something that is no bundle"):
+        train(tiny_dataset, tmp_path / "run", load_recipe("quick", [*SMALL, *models(tiny_model)]))
+    assert (tmp_path / "run" / "bundle" / "thesis.tex").exists()
+
+
+def test_lengths_beyond_the_encoder_are_refused(tiny_model, tiny_dataset, tmp_path):
+    with pytest.raises(TandemError, match=r"retriever\.passage_length is 600, .* 512 tokens at most"):
+        train(
+            tiny_dataset,
+            tmp_path / "run",
+            load_recipe("quick", [*models(tiny_model), "retriever.passage_length=600"]),
+        )
+
+
+def test_a_loss_from_which_nothing_learns_is_refused():
+    with pytest.raises(TandemError, match="nothing would learn"):
+        load_recipe("quick", ["loss.kl_weight=0", "loss.reranker_weight=0", "loss.retriever_weight=0"])

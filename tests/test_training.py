@@ -119,7 +119,8 @@ def test_one_step_updates_both_models_and_every_weight_that_takes_part(models, t
     fit(*models, lists, texts, texts, config, ALL_TERMS, 1, tmp_path, "joint")
     after = JointModel(*models).state_dict()
     for name in before:
-        still = "pooler" in name or "embeddings" in name
+        # A bias that shifts all scores of a list alike has no gradient, nor has a word that is in no text.
+        still = "pooler" in name or "embeddings" in name or name.endswith(("key.bias", "head.bias"))
         assert still or not torch.equal(before[name], after[name]), name
     assert torch.equal(before["reranker.encoder.pooler.dense.weight"], after["reranker.encoder.pooler.dense.weight"])
 

@@ -104,6 +104,7 @@ def weak_pairs(passages: list[Passage]) -> list[tuple[str, str, str]]:
             and 4 <= _words(summary) <= 20
             and _words(body) >= 12
             and summary not in body
+            and "=" not in summary  # a signature in the place of a sentence
         ):
             pairs.append((summary, passage.id, "\n\n".join([*signature, body])))
     return pairs

@@ -3,10 +3,16 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+from safetensors import SafetensorError
 
 import tandemqa
+from tandemqa.errors import TandemError
 from tandemqa.files import read_json, write_json
 
 
@@ -28,6 +34,16 @@ class Stage:
             shutil.rmtree(folder, ignore_errors=True)
             write_json(state, {"key": self.key, "complete": False})
         self.complete: bool = known.get("key") == self.key and known.get("complete", False)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read the result in this block; what is missing or damaged is a `TandemError` that names the folder."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, BadZipFile) as error:
+            raise TandemError(
+                f"The stage in {self.folder} is damaged ({error}); remove that folder, the stage is run again."
+            ) from error
 
     def finish(self) -> None:
         """Declare the result whole."""

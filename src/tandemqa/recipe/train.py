@@ -97,6 +97,8 @@ class _Chain:
                 retrieve(retriever, index, list(qrels), retriever_texts.queries, depth),
             )
             stage.finish()
+        with stage.reading():
+            candidates = _load_run(stage.folder / "candidates.npz", list(qrels))
         return cls(
             dataset,
             recipe,
@@ -106,7 +108,7 @@ class _Chain:
             reranker,
             retriever_texts,
             reranker_texts,
-            _load_run(stage.folder / "candidates.npz", list(qrels)),
+            candidates,
             stage.key,
         )
 
@@ -143,7 +145,8 @@ class _Chain:
         models = JointModel(self.retriever, self.reranker)
         weights = stage.folder / "weights.safetensors"
         if stage.complete:
-            load_model(models, weights)
+            with stage.reading():
+                load_model(models, weights)
         else:
             drawn = undenoised_lists(
                 self.candidates,
