@@ -1,10 +1,11 @@
 """The pair trained together against each model alone, on the same lists from the same start.
 
-    python benchmarks/joint.py DATA --out WORK [--recipe quick] [--split dev] [--questions 1000] [--depth 20] [--seed 13]
+    python benchmarks/joint.py DATA --out WORK [--recipe quick] [--split dev] [--questions 1000] [--seed 13]
 
-Every variant shares candidates and warm-up; only the weights of the loss differ, so that each model sees the very same
-lists. Three figures a variant, MRR@10: the retriever over all passages, the re-ranker on one fixed set of candidates
-(the base retriever's), and the two stages end to end. Interrupted, the same command goes on where it stopped.
+Every variant shares candidates and warm-up; only the weights of the loss differ, so that each model sees the very
+same lists. Three figures a variant, MRR@10: the retriever over all passages, the re-ranker on one fixed set of
+candidates (the base retriever's), and the two stages end to end. Interrupted, the same command goes on where it
+stopped.
 """
 
 import argparse
