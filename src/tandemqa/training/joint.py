@@ -15,7 +15,7 @@ from tandemqa.training.losses import Direction, Reduction, listwise_divergence, 
 
 
 class LossConfig(BaseModel):
-    """The three terms of the joint loss. The defaults are the paper's form except where a comment gives a figure."""
+    """The three terms of the joint loss. The defaults are the paper's form, at a temperature that suits cosines."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -167,10 +167,8 @@ class JointModel(nn.Module):
 def loss_terms(retriever: Tensor, reranker: Tensor, mask: Tensor, config: LossConfig) -> Terms:
     """The terms of the joint loss, per list, from two score matrices (B, n) (RocketQAv2, equation 6).
 
-    With a `blend`, the re-ranker's distribution is that of its score plus a share of the retriever's. It then starts
-    where the retriever stands and learns what to correct, which it does far sooner than it learns to rank from
-    nothing. The retriever's share is a constant: it learns from the divergence, not through its
-    own score inside the teacher.
+    With a `blend`, the re-ranker's distribution is that of its score plus a share of the retriever's, a constant to the
+    retriever. At the retriever's own temperature the re-ranker learns to undo that share (benchmarks/results/medquad.md).
     """
     if config.blend > 0:
         reranker = reranker + retriever.detach() * blend_factor(config)
