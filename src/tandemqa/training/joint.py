@@ -167,8 +167,9 @@ class JointModel(nn.Module):
 def loss_terms(retriever: Tensor, reranker: Tensor, mask: Tensor, config: LossConfig) -> Terms:
     """The terms of the joint loss, per list, from two score matrices (B, n) (RocketQAv2, equation 6).
 
-    With a `blend`, the re-ranker's distribution is that of its score plus a share of the retriever's, a constant to the
-    retriever. At the retriever's own temperature the re-ranker learns to undo that share (benchmarks/results/medquad.md).
+    With a `blend`, the re-ranker's distribution is that of its score plus a share of the retriever's, a constant to
+    the retriever. At the retriever's own temperature the re-ranker learns to undo that share
+    (benchmarks/results/medquad.md).
     """
     if config.blend > 0:
         reranker = reranker + retriever.detach() * blend_factor(config)
