@@ -1,17 +1,18 @@
 """The demo's dataset: enough questions, split by topic, each with passages of this Python."""
 
+import logging
 from collections import Counter
 
 import pytest
 
 from tandemqa import load_dataset
-from tandemqa.demo.corpus import build_passages, weak_pairs
+from tandemqa.demo.corpus import build_passages, clean_passages, weak_pairs
 from tandemqa.demo.dataset import load_questions, split_by_topic, write_datasets
 
 
 @pytest.fixture(scope="module")
 def passages():
-    return build_passages()
+    return clean_passages()
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,18 @@ def test_questions_do_not_name_their_passage(splits):
 
 
 def test_passages_are_the_same_every_time_and_have_distinct_ids(passages):
-    assert build_passages() == passages
+    assert clean_passages() == passages
     assert len({passage.id for passage in passages}) == len(passages) > 4000
     assert not any(" at 0x" in passage.text for passage in passages)
+
+
+def test_what_other_libraries_add_to_the_standard_library_is_no_passage(passages, monkeypatch):
+    def shout(self) -> None:
+        """Say it louder than any other method of a logger would."""
+
+    monkeypatch.setattr(logging.Logger, "shout", shout, raising=False)
+    assert "logging.Logger.shout" in {passage.id for passage in build_passages()}, "the trap is set"
+    assert clean_passages() == passages
 
 
 def test_a_weak_pair_does_not_give_its_summary_away(passages):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tandemqa.data.dataset import Passage
-from tandemqa.demo.corpus import build_passages, weak_pairs
+from tandemqa.demo.corpus import clean_passages, weak_pairs
 from tandemqa.files import whole_folder
 
 TEST_QUESTIONS = 240
@@ -57,7 +57,7 @@ def split_by_topic(questions: list[Question]) -> dict[str, list[Question]]:
 def write_datasets(folder: Path) -> tuple[Path, Path]:
     """Write `ask-python` (passages and questions) and `docstrings` (the weak pairs, for training only: a
     docstring's summary as the question, its body as the passage)."""
-    passages = build_passages()
+    passages = clean_passages()
     questions = load_questions({passage.id for passage in passages})
     splits = split_by_topic(questions)
     _write_beir(folder / "ask-python", passages, splits)
