@@ -64,7 +64,6 @@ def test_the_trained_pair_beats_its_start_and_answers(slice_of_medquad, tmp_path
             "warmup.batch_lists=8",
             "lists.size=5",
             "joint.batch_lists=8",
-            "loss.blend=0",
         ],
     )
     dataset = load_dataset(slice_of_medquad)

@@ -1,6 +1,7 @@
 """Loading, pooling and precision: what the two encoders share."""
 
 import contextlib
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -17,6 +18,11 @@ from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.errors import TandemError
 
 Pooling = Literal["cls", "mean"]
+# "auto" computes in bfloat16 where the processor does.
+Precision = Literal["auto", "fp32"]
+
+# Tokens from which a copy of the weights pays; copying costs as much as encoding some hundred.
+WORTH_A_COPY = 50_000
 
 # Entries of a model's configuration that say where it came from, not what it computes.
 NOT_OF_THE_MODEL = {"_name_or_path", "transformers_version", "dtype", "_attn_implementation"}
@@ -165,6 +171,19 @@ def device_of(model: nn.Module) -> torch.device:
 def autocast(device: torch.device, enabled: bool = True) -> Any:
     """bfloat16 autocast where the processor computes in it, else a context that does nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled and has_bfloat16(device))
+
+
+def for_inference(model: nn.Module, tokens: int, precision: Precision) -> nn.Module:
+    """The encoder in evaluation mode and in the form that is fastest for that many tokens.
+
+    For more than a moment's work it is a copy with bfloat16 weights (the model itself is left alone), which saves
+    autocast's conversions around every layer: about a tenth of the time.
+    """
+    model.eval()
+    if precision == "auto" and tokens >= WORTH_A_COPY and has_bfloat16(device_of(model)):
+        model = copy.deepcopy(model).to(torch.bfloat16)
+    use_fast_attention(model)
+    return model
 
 
 def has_bfloat16(device: torch.device) -> bool:

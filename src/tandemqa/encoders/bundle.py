@@ -31,7 +31,7 @@ class Bundle:
 
     @property
     def blend(self) -> float:
-        """How much of the retriever's score is added to the re-ranker's to rank the candidates."""
+        """How much of the retriever's score is added to the re-ranker's to rank the candidates; learnt on dev."""
         return float(self.about.get("blend", 0.0))
 
     @property

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +15,17 @@ from tandemqa.encoders import layout
 from tandemqa.encoders.backbone import (
     BASE_MODEL,
     Pooling,
+    Precision,
     WordTable,
     autocast,
     check_length,
     default_device,
     device_of,
+    for_inference,
     hidden_states,
     load_backbone,
     load_tokenizer,
     pool,
-    use_fast_attention,
     weights_fingerprint,
 )
 from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, token_budget_batches, tokenize
@@ -94,7 +95,10 @@ class CrossEncoder(nn.Module):
 
     def forward(self, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
         """Scores of a padded batch of pairs, float32 of shape (N,)."""
-        vectors = pool(hidden_states(self.encoder, batch, words), batch.attention_mask, self.config.pooling)
+        return self._scores(self.encoder, batch, words)
+
+    def _scores(self, encoder: nn.Module, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
+        vectors = pool(hidden_states(encoder, batch, words), batch.attention_mask, self.config.pooling)
         # The head is too small to gain from bfloat16, and its rounding would tie neighbouring scores.
         with torch.autocast(vectors.device.type, enabled=False):
             scores: Tensor = self.head(self.dropout(vectors)).squeeze(-1)
@@ -108,14 +112,13 @@ class CrossEncoder(nn.Module):
         pairs: npt.NDArray[np.int64],
         token_budget: int = 4096,
         show: str | None = None,
-        precision: Literal["auto", "fp32"] = "auto",
+        precision: Precision = "auto",
     ) -> npt.NDArray[np.float32]:
         """Scores of (query row, passage row) pairs, float32 of shape (P,), from pairs int64 of shape (P, 2).
 
         Pairs of many queries share a batch: they are cut by length alone.
         """
         self.eval()
-        use_fast_attention(self.encoder)
         device = device_of(self)
         special = len(self.format.pair_prefix) + len(self.format.pair_middle) + len(self.format.pair_suffix)
         query_lengths = np.fromiter(
@@ -125,13 +128,14 @@ class CrossEncoder(nn.Module):
             (len(passages[int(row)]) for row in pairs[:, 1]), dtype=np.int64, count=len(pairs)
         )
         lengths = np.minimum(query_lengths[pairs[:, 0]] + passage_lengths + special, self.config.pair_length)
+        encoder = for_inference(self.encoder, int(lengths.sum()), precision)
         scores = np.empty(len(pairs), dtype=np.float32)
         progress = bar(show, len(pairs), "pair") if show else None
         with autocast(device, enabled=precision == "auto"):
             for rows in token_budget_batches(lengths, token_budget):
                 framed = [self.frame(queries[int(q)], passages[int(p)]) for q, p in pairs[rows]]
                 batch = self.format.pad([ids for ids, _ in framed], [start for _, start in framed]).to(device)
-                scores[rows] = self(batch).cpu().numpy()
+                scores[rows] = self._scores(encoder, batch).cpu().numpy()
                 if progress:
                     progress.update(len(rows))
         if progress:

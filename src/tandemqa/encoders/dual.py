@@ -16,16 +16,17 @@ from tandemqa.encoders import layout
 from tandemqa.encoders.backbone import (
     BASE_MODEL,
     Pooling,
+    Precision,
     WordTable,
     autocast,
     check_length,
     default_device,
     device_of,
+    for_inference,
     hidden_states,
     load_backbone,
     load_tokenizer,
     pool,
-    use_fast_attention,
     weights_fingerprint,
 )
 from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, token_budget_batches, tokenize
@@ -114,7 +115,10 @@ class DualEncoder(nn.Module):
 
     def forward(self, batch: TokenBatch, tower: Tower, words: WordTable | None = None) -> Tensor:
         """Vectors of a padded batch, float32 of shape (N, d), of unit length if the similarity is cosine."""
-        vectors = pool(hidden_states(self.tower(tower), batch, words), batch.attention_mask, self.config.pooling)
+        return self._vectors(self.tower(tower), batch, words)
+
+    def _vectors(self, model: nn.Module, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
+        vectors = pool(hidden_states(model, batch, words), batch.attention_mask, self.config.pooling)
         return nn.functional.normalize(vectors, dim=-1) if self.config.similarity == "cosine" else vectors
 
     @torch.inference_mode()
@@ -124,7 +128,7 @@ class DualEncoder(nn.Module):
         tower: Tower,
         token_budget: int = 4096,
         show: str | None = None,
-        precision: Literal["auto", "fp32"] = "auto",
+        precision: Precision = "auto",
     ) -> npt.NDArray[np.float32]:
         """Vectors of tokenised texts (ids without special tokens), float32 of shape (N, d), in the order given.
 
@@ -132,17 +136,17 @@ class DualEncoder(nn.Module):
         the processor does.
         """
         self.eval()
-        use_fast_attention(self.query_tower)
-        use_fast_attention(self.passage_tower)
         device = device_of(self)
         lengths = np.fromiter((len(texts[row]) for row in range(len(texts))), dtype=np.int64, count=len(texts))
         special = len(self.format.prefix) + len(self.format.suffix)
+        lengths = np.minimum(lengths + special, self.limit(tower))
+        model = for_inference(self.tower(tower), int(lengths.sum()), precision)
         vectors = np.empty((len(texts), self.size), dtype=np.float32)
         progress = bar(show, len(texts), "text") if show else None
         with autocast(device, enabled=precision == "auto"):
-            for rows in token_budget_batches(np.minimum(lengths + special, self.limit(tower)), token_budget):
+            for rows in token_budget_batches(lengths, token_budget):
                 batch = self.format.pad([self.frame(texts[int(row)], tower) for row in rows]).to(device)
-                vectors[rows] = self(batch, tower).float().cpu().numpy()
+                vectors[rows] = self._vectors(model, batch).float().cpu().numpy()
                 if progress:
                     progress.update(len(rows))
         if progress:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tandemqa.data.dataset import Qrels
+from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run, break_ties, write_trec
 from tandemqa.evaluation.metrics import bootstrap_interval, counted_queries, evaluate_run
 
@@ -67,7 +67,14 @@ class Report:
             values = "".join(f"{figures[metric].mean:9.3f}" for metric in SHOWN)
             interval = figures["mrr@10"]
             lines.append(f"{stage:24}{values}   {interval.low:.3f} to {interval.high:.3f}")
+        if self.reranking_hurts:
+            lines += ["", "Warning: re-ranking makes the retriever's ranking worse here."]
         return "\n".join(lines)
+
+    @property
+    def reranking_hurts(self) -> bool:
+        """Whether the retriever's own ranking has the better MRR@10."""
+        return self.stages["re-ranked"]["mrr@10"].mean < self.stages["retriever after"]["mrr@10"].mean
 
 
 def measure(

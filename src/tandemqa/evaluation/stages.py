@@ -3,7 +3,11 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tandemqa.data.dataset import Dataset, load_dataset
 from tandemqa.data.runs import Run
@@ -11,11 +15,12 @@ from tandemqa.data.tokens import passage_tokens
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
+from tandemqa.evaluation.blend import learn_blend
 from tandemqa.evaluation.metrics import counted_queries
 from tandemqa.evaluation.report import Report, measure, write_runs
 from tandemqa.index.lexical import LexicalIndex
 from tandemqa.index.vectors import passage_index
-from tandemqa.search.rank import fuse, lexical, rerank, retrieve
+from tandemqa.search.rank import blended, fuse, lexical, reranker_scores, retrieve
 
 # Deep enough for R@50 of every stage, and for fusion to find what only one of its two runs ranks high.
 DEPTH = 100
@@ -31,18 +36,59 @@ def evaluate(
     """Measure every stage on the questions of `split`: BM25, the retriever before and after its training, hybrid
     (the trained retriever and BM25 fused), and the trained retriever's top `k` re-ranked.
 
-    "Before" is left out where the model that the training started from cannot be loaded any more. `run_dir` receives
-    a TREC run file a stage.
+    "Before" is left out where the model that the training started from cannot be loaded any more. Where the final
+    ranking blends in the retriever's score, "re-ranker alone" is what it would be without. `run_dir` receives a TREC
+    run file a stage.
     """
-    if k < 1:
-        raise TandemError(f"k is {k}; at least one candidate must be re-ranked.")
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
+    rankings = rank_stages(bundle, dataset, split, k)
+    if run_dir is not None:
+        write_runs(rankings.final(bundle.blend), Path(run_dir), dataset.passages.ids)
+    return rankings.report(bundle.blend)
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """What the stages rank on one split, and the re-ranker's scores of the candidates, not yet made a ranking.
+
+    reranker_scores: float32 of the shape of `candidates`. seconds: what each stage took.
+    """
+
+    dataset: Dataset
+    split: str
+    runs: dict[str, Run]
+    candidates: Run
+    reranker_scores: NDArray[np.float32]
+    seconds: dict[str, float]
+
+    def final(self, blend: float) -> dict[str, Run]:
+        """The run of every stage, the re-ranked one with this much of the retriever's score."""
+        runs = self.runs | {"re-ranked": blended(self.candidates, self.reranker_scores, blend)}
+        if blend > 0:
+            runs["re-ranker alone"] = blended(self.candidates, self.reranker_scores, 0.0)
+        return runs
+
+    def learn_blend(self) -> float:
+        """The weight of the retriever's score that ranks best on these questions."""
+        qrels = self.dataset.judged(self.split)
+        return learn_blend(self.candidates, self.reranker_scores, qrels, self.dataset.passages.row)
+
+    def report(self, blend: float) -> Report:
+        """The figures of every stage."""
+        qrels = self.dataset.judged(self.split)
+        depth = self.candidates.rows.shape[1]
+        return measure(self.final(blend), qrels, self.dataset.passages.row, self.split, depth, self.seconds)
+
+
+def rank_stages(bundle: Bundle, dataset: Dataset, split: str, k: int) -> Rankings:
+    """Rank the passages for every judged question of `split` with each stage."""
+    if k < 1:
+        raise TandemError(f"k is {k}; at least one candidate must be re-ranked.")
     depth = max(k, DEPTH)
-    qrels = dataset.judged(split)
-    query_ids = counted_queries(qrels)
+    query_ids = counted_queries(dataset.judged(split))
     texts = [dataset.queries[query_id] for query_id in query_ids]
     runs: dict[str, Run] = {}
     seconds: dict[str, float] = {}
@@ -68,13 +114,8 @@ def evaluate(
         candidates = runs["retriever after"].cut(k)
         reranker = bundle.reranker
         tokens = passage_tokens(dataset, reranker.tokenizer)
-        runs["re-ranked"] = rerank(
-            reranker, candidates, reranker.tokenize(texts), tokens, bundle.blend, show="re-rank"
-        )
-
-    if run_dir is not None:
-        write_runs(runs, Path(run_dir), dataset.passages.ids)
-    return measure(runs, qrels, dataset.passages.row, split, k, seconds)
+        scores = reranker_scores(reranker, candidates, reranker.tokenize(texts), tokens, show="re-rank")
+    return Rankings(dataset, split, runs, candidates, scores, seconds)
 
 
 def _base_retriever(bundle: Bundle) -> DualEncoder | None:

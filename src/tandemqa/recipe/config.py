@@ -27,7 +27,7 @@ class DataConfig(BaseModel):
 
 
 class EvaluationConfig(BaseModel):
-    """How the run measures itself at its end."""
+    """The measurement at a run's end; it also learns how much the retriever's score counts in the final ranking."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 
-from tandemqa.data.dataset import Dataset, Qrels, load_dataset
+from tandemqa.data.dataset import Dataset, load_dataset
+from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run
 from tandemqa.data.tokens import passage_tokens
 from tandemqa.encoders.bundle import MANIFEST, Bundle, save_bundle
@@ -17,7 +18,7 @@ from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
 from tandemqa.evaluation.metrics import counted_queries
-from tandemqa.evaluation.stages import evaluate
+from tandemqa.evaluation.stages import rank_stages
 from tandemqa.files import read_json, whole_file
 from tandemqa.index.vectors import passage_index
 from tandemqa.lists.build import ListsConfig, text_groups, undenoised_lists
@@ -25,7 +26,7 @@ from tandemqa.recipe.config import Recipe, load_recipe
 from tandemqa.recipe.stage import Stage
 from tandemqa.search.rank import retrieve
 from tandemqa.training.batch import Texts
-from tandemqa.training.joint import JointModel, LossConfig, blend_factor
+from tandemqa.training.joint import JointModel, LossConfig
 from tandemqa.training.loop import TrainingConfig, fit
 
 
@@ -33,9 +34,10 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
     """Train a retriever and a re-ranker together on the split `train` and write the bundle `out/bundle`.
 
     The stages: candidates (the base retriever's top passages for every question), warm-up (the re-ranker alone, on
-    lists of its own), joint training, evaluation. Each leaves its result under `out/stages`, keyed by what it
-    depends on. Called again, after an interruption or with a recipe that differs late in the chain, `train` redoes
-    only what is missing, and goes on inside an unfinished training stage.
+    lists of its own), joint training, evaluation, which also learns how much the retriever's score counts in the
+    final ranking. Each leaves its result under `out/stages`, keyed by what it depends on. Called again, after an
+    interruption or with a recipe that differs late in the chain, `train` redoes only what is missing, and goes on
+    inside an unfinished training stage.
     """
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
@@ -49,14 +51,14 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
     about: dict[str, Any] = {
         "recipe": recipe.model_dump(),
         "started_from": _started_from(recipe),
-        "blend": blend_factor(recipe.loss),
     }
     chain = _Chain.start(dataset, recipe, Path(out) / "stages").warmup().joint()
     about["data"] = {"fingerprint": dataset.fingerprint, "questions": len(chain.qrels)}
     if recipe.evaluation.split is not None:
         trained = Bundle(place, chain.retriever, chain.reranker, about)
-        report = evaluate(trained, dataset, recipe.evaluation.split, recipe.evaluation.depth)
-        about["metrics"] = report.as_json()
+        rankings = rank_stages(trained, dataset, recipe.evaluation.split, recipe.evaluation.depth)
+        about["blend"] = rankings.learn_blend()
+        about["metrics"] = rankings.report(about["blend"]).as_json()
     return save_bundle(place, chain.retriever, chain.reranker, about)
 
 

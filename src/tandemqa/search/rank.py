@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tandemqa.data.runs import Run
 from tandemqa.data.tokens import TokenIds
@@ -53,15 +54,29 @@ def rerank(
     show: str | None = None,
 ) -> Run:
     """The candidates in the order of the re-ranker's score plus `blend` times their own; ties keep their order."""
+    return blended(candidates, reranker_scores(reranker, candidates, queries, passages, show), blend)
+
+
+def reranker_scores(
+    reranker: CrossEncoder, candidates: Run, queries: TokenIds, passages: TokenIds, show: str | None = None
+) -> NDArray[np.float32]:
+    """The re-ranker's score of every candidate, float32 of the candidates' shape, -inf where there is none."""
     present = candidates.rows >= 0
     query_rows, places = np.nonzero(present)
     pairs = np.stack([query_rows, candidates.rows[present]], axis=1).astype(np.int64)
     scores = np.full(candidates.rows.shape, -np.inf, dtype=np.float32)
     scores[query_rows, places] = reranker.score(queries, passages, pairs, show=show)
-    scores[present] += np.float32(blend) * candidates.scores[present]
-    order = np.argsort(-scores, axis=1, kind="stable")
+    return scores
+
+
+def blended(candidates: Run, scores: NDArray[np.float32], blend: float) -> Run:
+    """The candidates in the order of `scores` (their shape) plus `blend` times their own; ties keep their order."""
+    present = candidates.rows >= 0
+    sums = scores.copy()
+    sums[present] += np.float32(blend) * candidates.scores[present]
+    order = np.argsort(-sums, axis=1, kind="stable")
     return Run(
         candidates.query_ids,
         np.take_along_axis(candidates.rows, order, axis=1),
-        np.take_along_axis(scores, order, axis=1),
+        np.take_along_axis(sums, order, axis=1),
     )

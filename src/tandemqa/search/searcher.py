@@ -17,7 +17,7 @@ from tandemqa.search.rank import rerank, retrieve
 class Hit:
     """One passage found. `rank` and `retriever_rank` count from 1.
 
-    `score` is what the hits are ranked by: the re-ranker's, blended with the retriever's if the pair was trained so.
+    `score` is what the hits are ranked by: the re-ranker's, plus the bundle's blend of the retriever's.
     """
 
     rank: int

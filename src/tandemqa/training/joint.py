@@ -31,12 +31,6 @@ class LossConfig(BaseModel):
         description="Divides the retriever's scores: 0.05 suits cosine, 1 the paper's inner product.",
     )
     reranker_temperature: float = Field(1.0, gt=0, description="Divides the re-ranker's scores.")
-    blend: float = Field(
-        0.0,
-        ge=0,
-        description="Share of the retriever's score (divided by its temperature) that is added to the re-ranker's, "
-        "in the loss and in search; the paper has 0.",
-    )
 
     @model_validator(mode="after")
     def _something_learns(self) -> Self:
@@ -52,7 +46,6 @@ class LossConfig(BaseModel):
             retriever_weight=0,
             retriever_temperature=self.retriever_temperature,
             reranker_temperature=self.reranker_temperature,
-            blend=self.blend,
         )
 
     @property
@@ -62,10 +55,6 @@ class LossConfig(BaseModel):
     @property
     def reranker_learns(self) -> bool:
         return self.reranker_weight > 0 or (self.kl_weight > 0 and self.kl_reranker_gradient)
-
-    @property
-    def needs_retriever(self) -> bool:
-        return self.retriever_learns or self.blend > 0
 
     @property
     def needs_reranker(self) -> bool:
@@ -165,14 +154,7 @@ class JointModel(nn.Module):
 
 
 def loss_terms(retriever: Tensor, reranker: Tensor, mask: Tensor, config: LossConfig) -> Terms:
-    """The terms of the joint loss, per list, from two score matrices (B, n) (RocketQAv2, equation 6).
-
-    With a `blend`, the re-ranker's distribution is that of its score plus a share of the retriever's, a constant to
-    the retriever. At the retriever's own temperature the re-ranker learns to undo that share
-    (benchmarks/results/medquad.md).
-    """
-    if config.blend > 0:
-        reranker = reranker + retriever.detach() * blend_factor(config)
+    """The terms of the joint loss, per list, from two score matrices (B, n) (RocketQAv2, equation 6)."""
     return Terms(
         kl=listwise_divergence(
             retriever,
@@ -187,11 +169,6 @@ def loss_terms(retriever: Tensor, reranker: Tensor, mask: Tensor, config: LossCo
         reranker=supervised_listwise(reranker, mask, config.reranker_temperature),
         retriever=supervised_listwise(retriever, mask, config.retriever_temperature),
     )
-
-
-def blend_factor(config: LossConfig) -> float:
-    """What the retriever's score is multiplied by before it is added to the re-ranker's."""
-    return config.blend * config.reranker_temperature / config.retriever_temperature
 
 
 def joint_loss(terms: Terms, config: LossConfig) -> Tensor:

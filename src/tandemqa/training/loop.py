@@ -67,7 +67,7 @@ def fit(
         return
     steps = max(1, round(config.epochs * math.ceil(len(lists) / config.batch_lists)))
     sides: Sides = (
-        (retriever, retriever_texts) if loss_config.needs_retriever else None,
+        (retriever, retriever_texts) if loss_config.retriever_learns else None,
         (reranker, reranker_texts) if loss_config.needs_reranker else None,
     )
     model = JointModel(
