@@ -106,7 +106,7 @@ def write_part(dataset: Dataset, folder: Path, questions: int, dev: int, passage
 def share_stages(source: Path, target: Path) -> None:
     """Begin with the stages that all variants have in common."""
     if source != target and not target.exists():
-        for stage in ("candidates", "warmup"):
+        for stage in ("mine", "warm_reranker", "lists"):
             shutil.copytree(source / "stages" / stage, target / "stages" / stage)
 
 

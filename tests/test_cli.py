@@ -21,6 +21,7 @@ from tandemqa.index.index import Index
 from tandemqa.search.searcher import Answer, Hit, Searcher
 
 HEAVY = {"torch", "transformers", "numpy", "pydantic", "faiss", "bm25s", "safetensors", "yaml", "rich"}
+COMMANDS = [str(command.callback.__name__) for command in app.registered_commands if command.callback]
 
 
 def run(*arguments: object) -> Any:
@@ -65,16 +66,19 @@ def test_help_imports_nothing_heavy() -> None:
         "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
         f"    print(sorted({HEAVY!r} & set(sys.modules)))\n"
         "run()\n"
-        "for command in ('train', 'index', 'search', 'evaluate', 'inspect', 'demo'):\n"
+        f"for command in {COMMANDS!r}:\n"
         "    run(command)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     first, *others = done.stdout.splitlines()
     assert first == "[]"
-    assert len(others) == 6 and set(others) <= {"[]", "['pydantic']"}  # Typer's own, for the defaults of options
+    assert len(others) == len(COMMANDS) and set(others) <= {
+        "[]",
+        "['pydantic']",
+    }  # Typer's own, for the defaults of options
 
 
-@pytest.mark.parametrize("command", ["train", "index", "search", "evaluate", "inspect", "demo"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_help_has_an_example_and_a_word_on_every_option(command: str) -> None:
     help_text = run(command, "--help").stdout
     assert f"    tandemqa {command}" in help_text
@@ -85,8 +89,8 @@ def test_each_help_has_an_example_and_a_word_on_every_option(command: str) -> No
 
 def test_the_first_help_names_every_command_in_full() -> None:
     help_text = run("--help").stdout
-    listed = re.findall(r"^  (train|index|search|evaluate|inspect|demo)  +(.*)$", help_text, flags=re.MULTILINE)
-    assert len(listed) == 6 and all(line.endswith(".") and not line.endswith("...") for _, line in listed)
+    listed = re.findall(rf"^  ({'|'.join(COMMANDS)})  +(.*)$", help_text, flags=re.MULTILINE)
+    assert len(listed) == len(COMMANDS) and all(line.endswith(".") and not line.endswith("...") for _, line in listed)
 
 
 def test_it_tells_its_version() -> None:
@@ -110,7 +114,7 @@ def test_a_usage_mistake_ends_with_two() -> None:
 def test_train_index_search_evaluate_and_inspect_go_together(
     tiny_model: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    small = ["warmup_lists.size=2", "lists.size=3", "evaluation.depth=5", "evaluation.split=dev"]
+    small = ["warm_lists.size=2", "lists.size=3", "evaluation.depth=5", "evaluation.split=dev"]
     settings = [f"retriever.model={tiny_model}", f"reranker.model={tiny_model}", *small]
     options = [word for setting in settings for word in ("--set", setting)]
     trained = run_json("train", tiny_dataset, "--out", tmp_path / "run", *options)
@@ -194,12 +198,12 @@ def test_inspect_tells_what_each_folder_holds(
     )
     described = run_json("inspect", index)
     assert described["kind"] == "index" and described["bundle"]["fingerprint"] == bundle["fingerprint"]
-    for name, state in (("candidates", True), ("warmup", False)):
+    for name, state in (("candidates", True), ("warm_reranker", False)):
         folder = tmp_path / "run" / "stages" / name
         folder.mkdir(parents=True)
         (folder / "stage.json").write_text(json.dumps({"key": "0", "complete": state}))
     unfinished = run_json("inspect", tmp_path / "run")
-    assert unfinished["stages"] == {"candidates": "complete", "warmup": "unfinished"}
+    assert unfinished["stages"] == {"candidates": "complete", "warm_reranker": "unfinished"}
     for folder in (tiny_dataset, tiny_bundle, index, tmp_path / "run"):
         text = run("inspect", folder).stdout
         assert text.startswith("kind: ") and "{" not in text
@@ -351,3 +355,40 @@ def test_a_reader_that_goes_away_is_no_error(tiny_dataset: Path) -> None:
     assert process.stderr.read() == ""
     process.wait(60)
     process.stderr.close()
+
+
+# Plan, runs, explain
+
+
+def test_plan_runs_and_explain_tell_of_a_run(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = [
+        f"--set=retriever.model={tiny_model}",
+        f"--set=reranker.model={tiny_model}",
+        "--set=data.questions=10",
+        "--set=lists.denoised_share=0.5",
+        "--set=lists.low=0.6",
+        "--set=lists.high=0.95",
+    ]
+    before = run_json("plan", "quick", tiny_dataset, "--out", tmp_path / "runs" / "a", *settings)
+    assert [stage["stage"] for stage in before] == ["mine", "warm_reranker", "score", "lists", "joint", "evaluate"]
+    assert all(stage["runs"] for stage in before)
+    assert run("train", tiny_dataset, "--out", tmp_path / "runs" / "a", *settings).exit_code == 0
+    again = run("plan", "quick", tiny_dataset, "--out", tmp_path / "runs" / "a", *settings, "--set=lists.low=0.5")
+    assert [line.split()[:2] for line in again.stdout.splitlines()] == [
+        ["keep", "mine"],
+        ["keep", "warm_reranker"],
+        ["keep", "score"],
+        ["run", "lists"],
+        ["run", "joint"],
+        ["run", "evaluate"],
+    ]
+    assert "lists.low was 0.6, is 0.5" in again.stdout
+    listed = run("runs", tmp_path / "runs").stdout
+    assert str(tmp_path / "runs" / "a") in listed and "6 of 6 stages; MRR@10 BM25 " in listed
+    found = run_json("runs", tmp_path / "runs")[0]
+    assert found["bundle"] and found["questions"] == 10
+    assert "was not trained on a question 'nobody'" in fails("explain", tmp_path / "runs" / "a", "nobody")
+    known = re.search(r"one that it was is '(.*?)'", fails("explain", tmp_path / "runs" / "a", "nobody"))
+    assert known
+    explained = run("explain", tmp_path / "runs" / "a", known[1]).stdout
+    assert "labelled positive" in explained and "confidence 0." in explained

@@ -59,9 +59,9 @@ def test_the_trained_pair_beats_its_start_and_answers(slice_of_medquad, tmp_path
         [
             "retriever.passage_length=64",
             "reranker.pair_length=96",
-            "warmup.reranker_rate=0.0003",
-            "warmup.epochs=2",
-            "warmup.batch_lists=8",
+            "warm_reranker.reranker_rate=0.0003",
+            "warm_reranker.epochs=2",
+            "warm_reranker.batch_lists=8",
             "lists.size=5",
             "joint.batch_lists=8",
         ],

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tandemqa.data.runs import Run
 from tandemqa.errors import TandemError
-from tandemqa.lists.build import NO_PASSAGE, ListsConfig, TrainingLists, text_groups, undenoised_lists
+from tandemqa.lists.build import NO_PASSAGE, DrawConfig, TrainingLists, build_lists, text_groups
 
 NAMES = [f"p{row}" for row in range(30)]
 ROW = {name: row for row, name in enumerate(NAMES)}
@@ -37,12 +37,12 @@ def test_no_list_holds_a_positive_as_negative_a_text_twice_or_a_passage_below_th
 ):
     texts = np.array(twins, dtype=np.int64)
     qrels = {"q0": {NAMES[row]: 1 for row in positives}}
-    config = ListsConfig(size=size, depth=depth)
+    config = DrawConfig(size=size, depth=depth)
     if not set(texts[ranking[:depth]]) - set(texts[list(positives)]):
         with pytest.raises(TandemError, match="both a positive and a negative"):
-            undenoised_lists(run_of(ranking), qrels, ROW, texts, config, seed)
+            build_lists(run_of(ranking), qrels, ROW, texts, config, seed)
         return
-    lists = undenoised_lists(run_of(ranking), qrels, ROW, texts, config, seed)
+    lists = build_lists(run_of(ranking), qrels, ROW, texts, config, seed).lists
     assert sorted(lists.passages[:, 0]) == sorted(positives)
     for first, *rest in lists.passages.tolist():
         negatives = [row for row in rest if row != NO_PASSAGE]
@@ -58,14 +58,14 @@ def test_no_list_holds_a_positive_as_negative_a_text_twice_or_a_passage_below_th
 
 def test_a_passage_of_grade_zero_may_be_a_negative():
     qrels = {"q0": {"p0": 1, "p1": 0}}
-    lists = undenoised_lists(run_of([0, 1]), qrels, ROW, all_different(), ListsConfig(size=2), seed=1)
+    lists = build_lists(run_of([0, 1]), qrels, ROW, all_different(), DrawConfig(size=2), seed=1).lists
     assert lists.passages.tolist() == [[0, 1]]
 
 
 def test_the_same_seed_gives_the_same_lists_and_another_seed_others():
     candidates, qrels = run_of(list(range(1, 30))), {"q0": {"p0": 1}}
-    config = ListsConfig(size=5, per_query=4)
-    drawn = [undenoised_lists(candidates, qrels, ROW, all_different(), config, seed).passages for seed in (1, 1, 2)]
+    config = DrawConfig(size=5, per_query=4)
+    drawn = [build_lists(candidates, qrels, ROW, all_different(), config, seed).lists.passages for seed in (1, 1, 2)]
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
     assert len(drawn[0]) == 4 and len({tuple(row) for row in drawn[0].tolist()}) > 1
@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_lists_and_another_seed_others():
 
 def test_no_question_with_a_positive_is_refused():
     with pytest.raises(TandemError, match="both a positive and a negative"):
-        undenoised_lists(run_of([1, 2]), {"q0": {"p0": 0}}, ROW, all_different(), ListsConfig(), seed=1)
+        build_lists(run_of([1, 2]), {"q0": {"p0": 0}}, ROW, all_different(), DrawConfig(), seed=1)
 
 
 def test_texts_are_grouped_by_the_tokens_that_a_model_reads():

@@ -5,10 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 
 from tandemqa.training.joint import LossConfig, joint_loss, loss_terms
-from tandemqa.training.losses import listwise_divergence, supervised_listwise
+from tandemqa.training.losses import (
+    listwise_divergence,
+    rank_correlation,
+    supervised_listwise,
+    supervised_pointwise,
+)
 
 RETRIEVER = [[0.9, 0.4, -0.3, 0.1], [0.2, 0.25, 0.7, 0.0]]
 RERANKER = [[2.0, -1.0, 0.5, 0.3], [-0.4, 1.5, 0.2, 9.9]]
@@ -148,3 +154,30 @@ def test_extreme_scores_give_finite_losses():
     loss = joint_loss(loss_terms(retriever, reranker, torch.ones(1, 3, dtype=torch.bool), config), config)
     loss.sum().backward()
     assert torch.isfinite(loss).all() and torch.isfinite(retriever.grad).all()
+
+
+def test_the_pointwise_loss_is_the_mean_of_float64_binary_cross_entropies():
+    generator = np.random.default_rng(3)
+    scores = generator.normal(size=(4, 6)) * 3
+    mask = np.ones((4, 6), dtype=bool)
+    mask[1, 4:] = mask[3, 1:] = False
+    expected = []
+    for row, real in zip(scores, mask, strict=True):
+        p = 1 / (1 + np.exp(-row[real] / 0.7))
+        target = np.arange(real.sum()) == 0
+        expected.append(np.mean(-np.log(np.where(target, p, 1 - p))))
+    loss = supervised_pointwise(torch.tensor(scores), torch.tensor(mask), 0.7)
+    np.testing.assert_allclose(loss.numpy(), expected, atol=1e-6)
+
+
+def test_rank_correlation_is_scipys_over_the_real_candidates():
+    generator = np.random.default_rng(4)
+    first, second = generator.normal(size=(2, 5, 8))
+    mask = np.ones((5, 8), dtype=bool)
+    mask[2, 5:] = False
+    mask[4, 1:] = False
+    values = rank_correlation(torch.tensor(first), torch.tensor(second), torch.tensor(mask))
+    for row in range(4):
+        expected = spearmanr(first[row, mask[row]], second[row, mask[row]]).statistic
+        assert float(values[row]) == pytest.approx(expected, abs=1e-6)
+    assert float(values[4]) == 0.0

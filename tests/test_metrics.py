@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tandemqa.data.dataset import Qrels
+from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run, break_ties
 from tandemqa.errors import TandemError
 from tandemqa.evaluation.metrics import bootstrap_interval, counted_queries, evaluate_run

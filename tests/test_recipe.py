@@ -17,7 +17,8 @@ from tandemqa.recipe import config
 from tandemqa.recipe.config import load_recipe
 from tandemqa.recipe.train import train
 
-SMALL = ["data.questions=12", "lists.size=3", "warmup_lists.size=2", "warmup.epochs=1", "evaluation.split=dev"]
+SMALL = ["data.questions=12", "lists.size=3", "warm_lists.size=2", "warm_reranker.epochs=1", "evaluation.split=dev"]
+SHORT = ["warm_retriever.epochs=1", "joint.epochs=1", "mine.depth=20", "lists.depth=10", "warm_lists.depth=10"]
 
 
 def models(folder: Path) -> list[str]:
@@ -26,7 +27,7 @@ def models(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in config.READY.glob("*.yaml")))
 def test_every_ready_recipe_runs_small(name, tiny_model, tiny_dataset, tmp_path):
-    recipe = load_recipe(name, [*SMALL, *models(tiny_model)])
+    recipe = load_recipe(name, [*SMALL, *SHORT, *models(tiny_model)])
     bundle = train(tiny_dataset, tmp_path / "run", recipe)
     stages = bundle.about["metrics"]["stages"]
     alone = ["re-ranker alone"] if bundle.blend > 0 else []
@@ -98,7 +99,7 @@ def test_lists_of_a_run_hold_no_labelled_positive_as_negative(tiny_model, tiny_d
     train(tiny_dataset, tmp_path / "run", load_recipe("quick", [*SMALL, *models(tiny_model), "data.questions=null"]))
     dataset = load_dataset(tiny_dataset)
     qrels = dataset.qrels["train"]
-    for stage in ("warmup", "joint"):
+    for stage in ("warm_reranker", "lists"):
         lists = TrainingLists.load(tmp_path / "run" / "stages" / stage / "lists.npz")
         for query_row, passages in zip(lists.query_rows, lists.passages, strict=True):
             positives = {dataset.passages.row[p] for p in qrels[list(qrels)[query_row]]}
@@ -139,7 +140,7 @@ def step(*arguments):
     made.append(1)
     return whole(*arguments)
 loop._step = step
-recipe = load_recipe("quick", ["data.questions=12", "joint.batch_lists=2", "warmup.batch_lists=2",
+recipe = load_recipe("quick", ["data.questions=12", "joint.batch_lists=2", "warm_reranker.batch_lists=2",
     "evaluation.split=null", f"retriever.model={model}", f"reranker.model={model}"])
 loop.CHECKPOINT_SECONDS = 0
 train(data, out, recipe)
@@ -171,9 +172,12 @@ def test_a_run_killed_twice_ends_with_the_same_bundle(tiny_model, tiny_dataset, 
 def test_a_damaged_stage_is_named(tiny_model, tiny_dataset, tmp_path):
     recipe = load_recipe("quick", [*SMALL, *models(tiny_model)])
     train(tiny_dataset, tmp_path / "run", recipe)
-    for file in ("candidates/candidates.npz", "joint/weights.safetensors"):
+    shutil.rmtree(tmp_path / "run" / "bundle")  # a run that is whole reads nothing again
+    for file in ("joint/retriever.safetensors", "lists/lists.npz"):
         path = tmp_path / "run" / "stages" / file
         whole = path.read_bytes()
+        if path.parent.name == "lists":
+            shutil.rmtree(tmp_path / "run" / "stages" / "joint")
         path.write_bytes(whole[: len(whole) // 2])
         with pytest.raises(TandemError, match=rf"stage in .*{path.parent.name} is damaged"):
             train(tiny_dataset, tmp_path / "run", recipe)

@@ -8,7 +8,7 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandemqa.data.runs import Run, break_ties, read_trec, write_trec
+from tandemqa.data.runs import Run, any_passage, break_ties, read_trec, write_trec
 from tandemqa.errors import TandemError
 
 IDS = ["b", "a", "é", "日本", "Z", "𝒳", "ab", "\uffee"]
@@ -157,6 +157,21 @@ def test_a_run_file_is_refused_for(tmp_path: Path, content: str | bytes, line: i
         read_trec(path, ROW)
     assert str(raised.value).startswith(f"{path}, line {line}: ")
     assert named in str(raised.value)
+
+
+def test_the_first_line_that_repeats_a_passage_is_the_one_named(tmp_path: Path) -> None:
+    lines = ["q Q0 b 1 5 t", "r Q0 a 1 4 t", "r Q0 Z 2 3 t", "r Q0 Z 3 2 t", "q Q0 b 2 1 t"]
+    (tmp_path / "run.trec").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(TandemError, match=r"line 4: passage 'Z' stands twice for query 'r'; keep one"):
+        read_trec(tmp_path / "run.trec", ROW)
+
+
+def test_a_run_over_passages_not_known_beforehand_gives_each_a_row_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "run.trec").write_text("q Q0 x 1 1 t\nq Q0 y 2 2 t\nr Q0 z 1 1 t\nr Q0 x 2 1 t\n", encoding="utf-8")
+    row = any_passage()
+    run = read_trec(tmp_path / "run.trec", row)
+    assert dict(row) == {"x": 0, "y": 1, "z": 2}
+    assert run.rows.tolist() == [[1, 0], [2, 0]]  # r's tie is broken by id, as ever
 
 
 def test_an_empty_or_missing_run_file_is_refused(tmp_path: Path) -> None:

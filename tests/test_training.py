@@ -14,6 +14,7 @@ from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training import loop
 from tandemqa.training.batch import Texts, make_batch, split_rows
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
+from tandemqa.training.listwise import Listwise
 from tandemqa.training.loop import TrainingConfig, fit
 
 ALL_TERMS = LossConfig(kl_weight=1.0, reranker_weight=0.7, retriever_weight=0.3)
@@ -51,6 +52,10 @@ def lists():
     passages[7, 2:] = NO_PASSAGE
     passages[4, 0] = passages[5, 2]
     return TrainingLists(np.arange(10, dtype=np.int32), passages)
+
+
+def train(models, texts, lists, config, loss, seed, folder):
+    fit(Listwise(*models, texts, texts, lists, loss, config.micro_tokens), config, seed, folder, "joint")
 
 
 def scores_one_by_one(models, texts, lists, rows):
@@ -116,7 +121,7 @@ def test_a_passage_in_several_lists_is_encoded_once(models, texts, lists):
 def test_one_step_updates_both_models_and_every_weight_that_takes_part(models, texts, lists, tmp_path):
     before = copy.deepcopy(JointModel(*models).state_dict())
     config = TrainingConfig(batch_lists=10, warmup_share=0)
-    fit(*models, lists, texts, texts, config, ALL_TERMS, 1, tmp_path, "joint")
+    train(models, texts, lists, config, ALL_TERMS, 1, tmp_path)
     after = JointModel(*models).state_dict()
     for name in before:
         # A bias that shifts all scores of a list alike has no gradient, nor has a word that is in no text.
@@ -135,7 +140,7 @@ def test_one_step_updates_both_models_and_every_weight_that_takes_part(models, t
 )
 def test_a_model_that_no_term_needs_is_left_alone(loss, moves, models, texts, lists, tmp_path):
     before = copy.deepcopy(JointModel(*models).state_dict())
-    fit(*models, lists, texts, texts, TrainingConfig(batch_lists=5), loss, 1, tmp_path, "fit")
+    train(models, texts, lists, TrainingConfig(batch_lists=5), loss, 1, tmp_path)
     after = JointModel(*models).state_dict()
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == moves
@@ -143,7 +148,7 @@ def test_a_model_that_no_term_needs_is_left_alone(loss, moves, models, texts, li
 
 def test_training_puts_the_positive_first(models, texts, lists, tmp_path):
     config = TrainingConfig(epochs=40, batch_lists=5, retriever_rate=1e-3, reranker_rate=1e-3)
-    fit(*models, lists, texts, texts, config, ALL_TERMS, 1, tmp_path, "joint")
+    train(models, texts, lists, config, ALL_TERMS, 1, tmp_path)
     with torch.no_grad():
         batch = make_batch(lists, np.arange(10), (models[0], texts), (models[1], texts))
         for scores in JointModel(*models).eval()(batch):
@@ -162,7 +167,7 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(step, models, texts
     straight, interrupted = copy.deepcopy(models), copy.deepcopy(models)
     for pair in (straight, interrupted):
         pair[1].dropout.p = 0.3  # randomness in the step must be resumed too
-    fit(*straight, lists, texts, texts, config, ALL_TERMS, 9, tmp_path / "a", "fit")
+    train(straight, texts, lists, config, ALL_TERMS, 9, tmp_path / "a")
     whole, made = loop._step, []
 
     def step_or_die(*arguments):
@@ -173,10 +178,10 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(step, models, texts
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(loop, "_step", step_or_die)
-        fit(*interrupted, lists, texts, texts, config, ALL_TERMS, 9, tmp_path / "b", "fit")
+        train(interrupted, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
     fresh = copy.deepcopy(models)
     fresh[1].dropout.p = 0.3
-    fit(*fresh, lists, texts, texts, config, ALL_TERMS, 9, tmp_path / "b", "fit")
+    train(fresh, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
     for name, value in JointModel(*straight).state_dict().items():
         assert torch.equal(value, JointModel(*fresh).state_dict()[name]), name
     logs = [(tmp_path / folder / "log.jsonl").read_text().splitlines() for folder in "ab"]
@@ -186,14 +191,14 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(step, models, texts
 def test_a_damaged_checkpoint_is_named(models, texts, lists, tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(b"\x10\x00\x00")
     with pytest.raises(TandemError, match=r"checkpoint\.safetensors is damaged"):
-        fit(*models, lists, texts, texts, TrainingConfig(), ALL_TERMS, 1, tmp_path, "fit")
+        train(models, texts, lists, TrainingConfig(), ALL_TERMS, 1, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_names_the_list(models, texts, lists, tmp_path):
     with torch.no_grad():
         models[1].head.weight.fill_(float("nan"))
     with pytest.raises(TandemError, match=r"training list \d+ is not finite at step 0"):
-        fit(*models, lists, texts, texts, TrainingConfig(), ALL_TERMS, 1, tmp_path, "fit")
+        train(models, texts, lists, TrainingConfig(), ALL_TERMS, 1, tmp_path)
 
 
 def test_each_epoch_is_a_new_order_of_all_lists():

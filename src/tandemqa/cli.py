@@ -65,6 +65,11 @@ DataPath = Annotated[
     ),
 ]
 
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one setting of the recipe; repeatable."),
+]
+
 
 def main() -> None:
     """Run the command line."""
@@ -89,6 +94,7 @@ def start(
 
     \b
     The way from your data to an answer:
+      tandemqa convert SOURCE --out DATA     bring other data into its layout
       tandemqa train DATA --out RUN          train both models, measure them
       tandemqa index RUN DATA --out INDEX    make the passages searchable
       tandemqa search INDEX "a question"     ask
@@ -103,6 +109,65 @@ def start(
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A file or folder in one of the formats, hf:NAME or ir:ID.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder to write in BEIR layout; a dataset there is replaced.")
+    ],
+    format: Annotated[
+        str, typer.Option(metavar="NAME", help="The format; auto tells it from file names and first lines.")
+    ] = "auto",
+    split: Annotated[
+        str, typer.Option(metavar="SPLIT", help="The split where the source tells none; for hf, the one to read.")
+    ] = "train",
+    as_json: AsJson = False,
+) -> None:
+    """Convert data of other formats to BEIR layout.
+
+    \b
+    Formats:
+      beir           folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv
+      msmarco        folder with collection.tsv, queries*.tsv, qrels*.tsv and,
+                     if there, qidpidtriples*.tsv; file names tell the splits
+      dpr            JSON list of question, positive_ctxs, hard_negative_ctxs
+                     and negative_ctxs
+      dpr-wikipedia  psgs_w100.tsv, a corpus alone
+      rocketqa       lines of query, title, passage, label; or of query, title,
+                     positive, title, hard negative, 0; with tabs between
+      pairs          CSV, TSV or JSONL with question and passage and, if there,
+                     title, score, negatives (or negative, negative_1, ...)
+      hf             hf:NAME, a Parquet file or a saved dataset, with the columns
+                     of pairs; needs pip install 'tandemqa[data]'
+      ir             ir:ID of the package ir_datasets; needs the same
+
+    A hard negative of the source becomes a row of qrels with score 0: judged, not relevant. Passages without an id
+    are identified by their content, so the same passage twice becomes one; a pair judged twice keeps its highest
+    score. The folder is written whole or not at all.
+
+    \b
+    Examples:
+      tandemqa convert msmarco --out data
+      tandemqa convert faq.csv --out data --split test
+      tandemqa convert nq-train.json --out data --format dpr
+    """
+    from tandemqa.data.formats.convert import convert as run_conversion
+
+    about = run_conversion(source, out, format, split)
+    if as_json:
+        _print_json(about)
+        return
+    typer.echo(f"Converted {about['passages']:,} passages and {about['questions']:,} questions ({about['format']}).")
+    for name, counts in about["splits"].items():
+        typer.echo(f"  {name}: {counts['positives']:,} positives, {counts['negatives']:,} judged not relevant")
+    if about["splits"]:
+        typer.echo(f"The dataset is {out}. Next: tandemqa train {out} --out RUN")
+    else:
+        typer.echo(f"{out} is a corpus alone; put queries.jsonl and qrels/SPLIT.tsv beside it to use it.")
+
+
+@app.command()
 def train(
     data: DataPath,
     out: Annotated[
@@ -111,17 +176,14 @@ def train(
     recipe: Annotated[
         str, typer.Option(metavar="NAME|PATH", help="A ready recipe by name, or a YAML file of your own.")
     ] = "quick",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one setting of the recipe; repeatable."),
-    ] = None,
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a retriever and a re-ranker together.
 
-    On the questions of the split `train`: finds candidates with the base model, warms the re-ranker up, trains both
-    on the same lists, and measures the pair. Stopped and started again
-    with the same arguments, it goes on where it stopped.
+    On the questions of the split `train`: finds candidates, warms the re-ranker up, makes lists, trains both models
+    on the same lists, and measures the pair. Stopped and started again with the same arguments, it goes on where it
+    stopped; `plan` shows beforehand what would run.
 
     \b
     Examples:
@@ -133,7 +195,7 @@ def train(
     from tandemqa.recipe.config import load_recipe
     from tandemqa.recipe.train import train as run_recipe
 
-    bundle = run_recipe(data, out, load_recipe(recipe, overrides or ()))
+    bundle = run_recipe(data, out, load_recipe(recipe, settings or ()))
     if as_json:
         _print_json({"bundle": str(bundle.folder), **bundle.about})
         return
@@ -141,6 +203,92 @@ def train(
         typer.echo(Report.from_json(bundle.about["metrics"]).table())
         typer.echo()
     typer.echo(f"The bundle is {bundle.folder}. Next: tandemqa index {out} {data} --out INDEX")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A ready recipe or the path of a YAML file.")],
+    data: DataPath,
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run that it would continue.")] = Path("run"),
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what `train` would run, and why, without running it.
+
+    \b
+    Examples:
+      tandemqa plan quick data --out run
+      tandemqa plan rocketqa-v2 data --out run --set lists.low=0.2
+    """
+    from tandemqa.data.dataset import load_dataset
+    from tandemqa.recipe.config import load_recipe
+    from tandemqa.recipe.plan import plan as make_plan
+
+    planned = make_plan(load_dataset(data), load_recipe(recipe, settings or ()), out)
+    if as_json:
+        _print_json([asdict(stage) for stage in planned])
+        return
+    for stage in planned:
+        typer.echo(f"{'run ' if stage.runs else 'keep'}  {stage.stage:18} {stage.why}")
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List the training runs in a folder: how far each one is, and how good.
+
+    \b
+    Example:
+      tandemqa runs runs
+    """
+    from tandemqa.recipe.plan import runs as find_runs
+
+    found = find_runs(folder)
+    if as_json:
+        _print_json(found)
+        return
+    if not found:
+        typer.echo(f"There is no training run in {folder}.")
+    for run in found:
+        done = sum(state == "complete" for state in run["stages"].values())
+        figures = ", ".join(f"{stage} {value:.3f}" for stage, value in run["mrr@10"].items())
+        typer.echo(f"{run['run']}  {run['questions']:,} questions of {run['data']}")
+        typer.echo(f"  {done} of {len(run['stages'])} stages{'; MRR@10 ' + figures if figures else ''}")
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A training run.")],
+    query_id: Annotated[str, typer.Argument(metavar="QUERY_ID", help="A question it was trained on, by its _id.")],
+    round_number: Annotated[int, typer.Option("--round", metavar="N", min=1, help="Of a run with rounds.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Show what became of a training question's candidates, and why.
+
+    Each with its rank and score of the retriever, its score of the re-ranker, and in how many lists it stands.
+
+    \b
+    Example:
+      tandemqa explain run q17
+    """
+    from tandemqa.recipe.explain import explain as explain_lists
+
+    explanation = explain_lists(run, query_id, round_number)
+    if as_json:
+        _print_json(asdict(explanation))
+        return
+    how = " (pseudo-labelled)" if explanation.pseudo_labelled else ""
+    typer.echo(_printable(f"{explanation.question}{how}"))
+    typer.echo("rank  retriever  re-ranker  lists  passage")
+    for candidate in explanation.candidates:
+        rank = "-" if candidate.rank is None else str(candidate.rank)
+        retriever = "-" if candidate.retriever_score is None else f"{candidate.retriever_score:.3f}"
+        reranker = "-" if candidate.reranker_score is None else f"{candidate.reranker_score:.2f}"
+        name = _printable(textwrap.shorten(candidate.title or candidate.id, 60, placeholder="…"))
+        typer.echo(f"{rank:>4}  {retriever:>9}  {reranker:>9}  {candidate.lists:>5}  {name}")
+        typer.echo(f"{'':35}{candidate.why}")
 
 
 @app.command()
@@ -232,6 +380,74 @@ def evaluate(
         _print_json(report.as_json())
     else:
         typer.echo(report.table())
+
+
+@app.command()
+def compare(
+    judgements: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="A folder in BEIR layout, or a file of judgements: TREC's or BEIR's."),
+    ],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="TREC run files; each is held against the first.")
+    ],
+    split: Annotated[
+        str, typer.Option(metavar="SPLIT", help="Judgements of a folder to measure on: qrels/SPLIT.tsv.")
+    ] = "test",
+    metric: Annotated[
+        str, typer.Option(metavar="NAME", help="What to compare: mrr@K, recall@K, ndcg@K or map.")
+    ] = "mrr@10",
+    per_query: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the metrics of each question as JSON lines.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare rankings and test their differences.
+
+    Each run's mean with a 95 % interval; then each against the first: the difference with its interval over the same
+    questions, the p-value of a randomisation test, the same corrected for the number of runs (Holm), and the
+    questions won, tied and lost. A question that a run does not rank counts 0.
+
+    \b
+    Examples:
+      tandemqa compare data rankings/bm25.trec rankings/re-ranked.trec
+      tandemqa compare qrels.txt mine.trec theirs.trec --metric ndcg@10 --per-query values.jsonl
+    """
+    from tandemqa.evaluation.compare import compare as run_comparison
+
+    comparison = run_comparison(judgements, runs, split, metric)
+    if per_query is not None:
+        comparison.write_per_query(per_query)
+    if as_json:
+        _print_json(comparison.as_json())
+    else:
+        typer.echo(comparison.table())
+
+
+@app.command()
+def leaks(
+    data: DataPath,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="Questions to check: qrels/SPLIT.tsv.")] = "test",
+    as_json: AsJson = False,
+) -> None:
+    """Find what makes the figures of a dataset too good, or too bad.
+
+    Questions of the split that are training questions too, word for word or nearly; titles that give the answer
+    away; copies of a positive that are not judged. Text shows a few of each, --json all of them.
+
+    \b
+    Examples:
+      tandemqa leaks data
+      tandemqa leaks data --split dev --json
+    """
+    from tandemqa.data.dataset import load_dataset
+    from tandemqa.data.leaks import find_leaks
+
+    found = find_leaks(load_dataset(data), split)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        typer.echo("\n".join(_printable(line) for line in found.text().split("\n")))
 
 
 @app.command()

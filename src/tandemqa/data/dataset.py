@@ -9,23 +9,18 @@ import hashlib
 import json
 import mmap
 import operator
-import re
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from tandemqa.data.lines import fault, fields, read_lines, read_records, string_field
+from tandemqa.data.formats.recognise import recognise
+from tandemqa.data.lines import fault, read_records, string_field
+from tandemqa.data.qrels import Qrels, read_qrels
 from tandemqa.errors import TandemError
 from tandemqa.files import fingerprint
-
-Qrels = dict[str, dict[str, int]]
-"""Judgements: query id -> passage id -> grade; a grade above 0 is a positive."""
-
-_HEADER = ["query-id", "corpus-id", "score"]
-_INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 
 
 class Passage(NamedTuple):
@@ -121,8 +116,15 @@ class Dataset:
 
 
 def load_dataset(folder: Path | str) -> Dataset:
-    """Read and check a folder in BEIR layout; a fault is a `TandemError` naming file, line and field."""
+    """Read and check a folder in BEIR layout; a fault is a `TandemError` naming file, line and field.
+
+    A source in another format that is known gets the advice to convert it.
+    """
     folder = Path(folder)
+    formats = recognise(folder)
+    if formats and "beir" not in formats:
+        what = f"{folder} is not in BEIR layout but in the format {' or '.join(formats)}; convert it first"
+        raise TandemError(f"{what}: tandemqa convert {folder} --out DATA")
     if not folder.is_dir():
         raise TandemError(f"{folder} is not a folder; give one with corpus.jsonl, queries.jsonl and qrels/*.tsv.")
     passages = Passages(folder / "corpus.jsonl")
@@ -149,39 +151,6 @@ def read_queries(path: Path) -> dict[str, str]:
             raise fault(path, number, "field text is empty; fill it in or remove the line.")
         queries[record["_id"]] = text
     return queries
-
-
-def read_qrels(path: Path, queries: Container[str], passages: Container[str]) -> Qrels:
-    """Read judgements over known query and passage ids; what is wrong is a `TandemError`.
-
-    Either BEIR's three columns, tab-separated, with or without the header `query-id corpus-id score`, or the
-    four of a TREC qrels file (query, iteration, passage, grade), separated by spaces or tabs.
-    """
-    qrels: Qrels = {}
-    width = 0
-    for number, _, text in read_lines(path):
-        columns = text.split("\t") if "\t" in text else fields(text)
-        if not width:
-            width = len(columns)
-            if [column.strip().lower() for column in columns] == _HEADER:
-                continue
-        if len(columns) != width or width not in (3, 4):
-            what = f"{len(columns)} columns; write query-id, corpus-id and score, with tabs between."
-            raise fault(path, number, what)
-        query, passage, grade = columns[0], columns[-2], columns[-1].strip()
-        if query not in queries:
-            raise fault(path, number, f"query-id {query!r} is not in queries.jsonl; add it or remove the line.")
-        if passage not in passages:
-            raise fault(path, number, f"corpus-id {passage!r} is not in corpus.jsonl; add it or remove the line.")
-        if not _INTEGER.fullmatch(grade):
-            raise fault(path, number, f"score {grade[:20]!r} is not an integer; write 1 for a positive, 0 otherwise.")
-        grades = qrels.setdefault(query, {})
-        if grades.setdefault(passage, int(grade)) != int(grade):
-            what = f"{query!r} and {passage!r} stand on an earlier line with another score; keep one."
-            raise fault(path, number, what)
-    if not qrels:
-        raise TandemError(f"{path} has no rows; add judgements or remove the file.")
-    return qrels
 
 
 def _title(path: Path, number: int, record: dict[str, Any]) -> str:

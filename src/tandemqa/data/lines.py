@@ -4,8 +4,9 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tandemqa.errors import TandemError
 
@@ -13,9 +14,21 @@ from tandemqa.errors import TandemError
 _FIELD = re.compile(r"\S+", re.ASCII)
 
 
-def fault(path: Path, number: int, what: str) -> TandemError:
-    """The error for line `number` (from 1) of `path`."""
+def fault(path: Path | str, number: int, what: str) -> TandemError:
+    """The error for line `number` (from 1) of `path`, a file or what else has lines."""
     return TandemError(f"{path}, line {number}: {what}")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, open for reading; one that is missing or cannot be read is a `TandemError`."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise TandemError(f"{path} does not exist; check the path or put the file there.") from error
+    except OSError as error:
+        raise TandemError(f"{path} cannot be read ({error.strerror}); it must be a readable file.") from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, int, str]]:
@@ -24,25 +37,26 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, str]]:
     Blank lines are passed over; a byte order mark and CRLF are accepted. A file that is missing, unreadable
     or not UTF-8 is a `TandemError`.
     """
-    try:
-        with path.open("rb") as file:
-            end = 0
-            for number, line in enumerate(file, start=1):
-                start, end = end, end + len(line)
-                if number == 1 and line.startswith(codecs.BOM_UTF8):
-                    start += len(codecs.BOM_UTF8)
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                try:
-                    text = line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    what = f"byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8."
-                    raise fault(path, number, what) from error
-                if text.strip():
-                    yield number, start, text.rstrip("\r\n")
-    except FileNotFoundError as error:
-        raise TandemError(f"{path} does not exist; check the path or put the file there.") from error
-    except OSError as error:
-        raise TandemError(f"{path} cannot be read ({error.strerror}); it must be a readable file.") from error
+    for number, offset, text in raw_lines(path):
+        if text.strip():
+            yield number, offset, text.rstrip("\r\n")
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, int, str]]:
+    """As `read_lines`, but every line, each with its line end."""
+    with opened(path) as file:
+        end = 0
+        for number, line in enumerate(file, start=1):
+            start, end = end, end + len(line)
+            if number == 1 and line.startswith(codecs.BOM_UTF8):
+                start += len(codecs.BOM_UTF8)
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                what = f"byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8."
+                raise fault(path, number, what) from error
+            yield number, start, text
 
 
 def fields(text: str) -> list[str]:
@@ -55,6 +69,14 @@ def read_records(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
 
     A line that is not such an object, an empty `_id`, or a file without rows is a `TandemError`.
     """
+    for number, offset, record in read_objects(path):
+        if not string_field(path, number, record, "_id").strip():
+            raise fault(path, number, "field _id is empty; give every line an _id of its own.")
+        yield number, offset, record
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """As `read_records`, but objects of any fields."""
     number = 0
     for number, offset, text in read_lines(path):
         try:
@@ -64,15 +86,13 @@ def read_records(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
             what = f"not valid JSON ({reason}); write one JSON object on each line."
             raise fault(path, number, what) from error
         if not isinstance(record, dict):
-            raise fault(path, number, 'not a JSON object; write one like {"_id": "...", "text": "..."}.')
-        if not string_field(path, number, record, "_id").strip():
-            raise fault(path, number, "field _id is empty; give every line an _id of its own.")
+            raise fault(path, number, 'not a JSON object; write one like {"field": "value", ...} on each line.')
         yield number, offset, record
     if not number:
         raise TandemError(f"{path} has no rows; write one JSON object on each line.")
 
 
-def string_field(path: Path, number: int, record: dict[str, Any], field: str) -> str:
+def string_field(path: Path | str, number: int, record: dict[str, Any], field: str) -> str:
     """`record[field]`, or a `TandemError` when it is missing, not a string, or not Unicode text."""
     if field not in record:
         raise fault(path, number, f"field {field} is missing; add it as a string.")

@@ -5,6 +5,8 @@ highest first in Unicode code point order; it never reads the rank. A `Run` is a
 trust that order: whoever builds one and wants trec_eval's figures calls `break_ties`.
 """
 
+from array import array
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,36 +87,53 @@ def write_trec(run: Run, path: Path, passage_ids: Sequence[str], tag: str) -> No
 
 
 def read_trec(path: Path, row: Mapping[str, int]) -> Run:
-    """Read a TREC run file over the passages in `row` (passage id -> row), in trec_eval's order.
+    """Read a TREC run file over the passages in `row` (passage id -> row, from 0 up), in trec_eval's order.
 
     Queries come in the order of their first line; k is the longest ranking. What is wrong is a `TandemError`.
+    `any_passage()` takes a run over passages that are not known beforehand.
     """
-    rankings: dict[str, dict[str, float]] = {}
+    place: dict[str, int] = {}
+    # Columns, for as dictionaries of strings a large run takes ten times the memory.
+    query, passage, score, line = array("i"), array("i"), array("f"), array("q")
     for number, _, text in read_lines(path):
         columns = fields(text)
         if len(columns) != 6:
             what = f"{len(columns)} columns; write six: query, Q0, passage, rank, score, tag."
             raise fault(path, number, what)
-        query, _, passage, _, score, _ = columns
-        if passage not in row:
-            what = f"passage {passage!r} is not in the corpus; use the corpus the run was made on."
-            raise fault(path, number, what)
-        ranking = rankings.setdefault(query, {})
-        if passage in ranking:
-            what = f"passage {passage!r} stands twice for query {query!r}; keep one of the lines."
-            raise fault(path, number, what)
-        ranking[passage] = _score(path, number, score)
-    if not rankings:
+        try:
+            passage.append(row[columns[2]])
+        except KeyError as error:
+            what = f"passage {columns[2]!r} is not in the corpus; use the corpus the run was made on."
+            raise fault(path, number, what) from error
+        query.append(place.setdefault(columns[0], len(place)))
+        score.append(_score(path, number, columns[4]))
+        line.append(number)
+    if not place:
         raise TandemError(f"{path} has no rows; it must be a TREC run file with at least one line.")
 
-    shape = len(rankings), max(map(len, rankings.values()))
+    queries, passages = np.asarray(query), np.asarray(passage)
+    order = np.lexsort((passages, queries))
+    twice = order[1:][(np.diff(queries[order]) == 0) & (np.diff(passages[order]) == 0)]
+    ids = list(row)
+    if len(twice):
+        first = int(twice.min())
+        what = f"passage {ids[passage[first]]!r} stands twice for query {list(place)[query[first]]!r}"
+        raise fault(path, line[first], f"{what}; keep one of the lines.")
+    lengths = np.bincount(queries)
+    shape = len(place), int(lengths.max())
     rows = np.full(shape, -1, dtype=np.int32)
     scores = np.full(shape, -np.inf, dtype=np.float32)
-    for number, ranking in enumerate(rankings.values()):
-        ordered = sorted(ranking, key=lambda passage: (ranking[passage], passage), reverse=True)
-        rows[number, : len(ranking)] = [row[passage] for passage in ordered]
-        scores[number, : len(ranking)] = [ranking[passage] for passage in ordered]
-    return Run(list(rankings), rows, scores)
+    filled = np.arange(shape[1]) < lengths[:, None]
+    rows[filled] = passages[order]
+    scores[filled] = np.asarray(score)[order]
+    return break_ties(Run(list(place), rows, scores), ids)
+
+
+def any_passage() -> dict[str, int]:
+    """Rows for `read_trec` that a file itself gives out: each new passage id gets the next one."""
+    row: defaultdict[str, int] = defaultdict()
+    row.default_factory = row.__len__
+    return row
 
 
 def _score(path: Path, number: int, text: str) -> float:

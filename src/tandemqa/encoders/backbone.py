@@ -90,6 +90,8 @@ def load_tokenizer(source: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TandemError(f"The tokeniser of {source!r} could not be loaded: {_first_line(error)}") from error
+    # How this process may reach a hub is no property of the tokeniser, and must not be saved with it.
+    tokenizer.init_kwargs.pop("local_files_only", None)
     if not tokenizer.is_fast:
         raise TandemError(f"The tokeniser of {source!r} has no fast (Rust) form, which this project needs.")
     return tokenizer

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tandemqa.data.dataset import Qrels
+from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run
 from tandemqa.errors import TandemError
 
@@ -35,6 +35,16 @@ def counted_queries(qrels: Qrels) -> list[str]:
     return [query for query, grades in qrels.items() if max(grades.values(), default=0) > 0]
 
 
+def parse_metric(name: str) -> tuple[str, int]:
+    """The kind of a metric and the depth it counts to, 0 for a whole ranking; an unknown name is a `TandemError`."""
+    match = _NAME.fullmatch(name)
+    if not match:
+        valid = "write mrr@k, recall@k, r@k or ndcg@k with a depth k from 1, such as mrr@10, or map"
+        raise TandemError(f"There is no metric {name!r}; {valid}.")
+    kind, cut, whole = match.groups()
+    return (whole, 0) if whole else (kind, int(cut))
+
+
 def evaluate_run(
     run: Run, qrels: Qrels, passage_row: Mapping[str, int], metrics: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
@@ -46,7 +56,7 @@ def evaluate_run(
 
     Raises `TandemError` for an unknown name, and when no query has a positive.
     """
-    cuts = {name: _parse(name) for name in metrics}
+    cuts = {name: parse_metric(name) for name in metrics}
     queries = counted_queries(qrels)
     if not queries:
         raise TandemError("The judgements hold no positive, which is a score above 0; add one to measure a run.")
@@ -74,15 +84,6 @@ def bootstrap_interval(values: NDArray[np.float64], seed: int) -> tuple[float, f
         chunk[:] = values[random.integers(len(values), size=(len(chunk), len(values)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
-
-
-def _parse(name: str) -> tuple[str, int]:
-    match = _NAME.fullmatch(name)
-    if not match:
-        valid = "write mrr@k, recall@k, r@k or ndcg@k with a depth k from 1, such as mrr@10, or map"
-        raise TandemError(f"There is no metric {name!r}; {valid}.")
-    kind, cut, whole = match.groups()
-    return (whole, 0) if whole else (kind, int(cut))
 
 
 def _judge(run: Run, qrels: Qrels, passage_row: Mapping[str, int], queries: list[str]) -> _Judged:

@@ -3,15 +3,15 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tandemqa.encoders.cross import RerankerConfig
 from tandemqa.encoders.dual import RetrieverConfig
 from tandemqa.errors import TandemError
-from tandemqa.lists.build import ListsConfig
+from tandemqa.lists.build import DrawConfig, ListsConfig
 from tandemqa.training.joint import LossConfig
 from tandemqa.training.loop import TrainingConfig
 
@@ -24,6 +24,35 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     questions: int | None = Field(None, ge=1, description="Training questions, drawn at random; null takes all.")
+    unlabelled: int = Field(
+        0,
+        ge=0,
+        description="Questions that join by pseudo-labels: training questions not drawn (their labels are not read) "
+        "and questions that no split judges. At most this many, drawn at random.",
+    )
+
+
+class WarmRetrieverConfig(TrainingConfig):
+    """The retriever's contrastive warm-up (RocketQA, step 1)."""
+
+    epochs: float = Field(0.0, ge=0, description="Passes over the questions; 0 skips the stage.")
+    batch_lists: int = Field(64, ge=1, description="Questions per step: their passages are each other's negatives.")
+    retriever_rate: float = Field(3e-5, ge=0, description="Peak learning rate of the retriever.")
+    negatives: Literal["none", "random", "bm25"] = Field(
+        "bm25", description="Where each question's own negatives come from, besides the other questions' passages."
+    )
+    negatives_per_question: int = Field(1, ge=1, description="How many of them.")
+    depth: int = Field(100, ge=1, description="BM25 negatives are drawn from this many.")
+    temperature: float = Field(0.05, gt=0, description="Divides the scores: 0.05 suits cosine, 1 an inner product.")
+
+
+class MineConfig(BaseModel):
+    """Where candidates come from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Literal["dense", "bm25", "fused"] = Field("dense", description="The retriever, BM25, or both fused.")
+    depth: int = Field(100, ge=1, description="Candidates kept for each question.")
 
 
 class EvaluationConfig(BaseModel):
@@ -36,7 +65,7 @@ class EvaluationConfig(BaseModel):
 
 
 class Recipe(BaseModel):
-    """One training run: models, candidates, re-ranker warm-up, lists, joint training, evaluation."""
+    """One training run, from base models to an evaluated pair; the sections stand in the order of the stages."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,12 +73,30 @@ class Recipe(BaseModel):
     data: DataConfig = Field(DataConfig(), description="Which part of the data is used.")
     retriever: RetrieverConfig = Field(RetrieverConfig(), description="What the retriever is.")
     reranker: RerankerConfig = Field(RerankerConfig(), description="What the re-ranker is.")
-    warmup_lists: ListsConfig = Field(ListsConfig(), description="Lists of the re-ranker's warm-up.")
-    warmup: TrainingConfig = Field(TrainingConfig(), description="The re-ranker's warm-up, alone.")
+    warm_retriever: WarmRetrieverConfig = Field(WarmRetrieverConfig(), description="The retriever's warm-up, alone.")
+    mine: MineConfig = Field(MineConfig(), description="Where candidates come from.")
+    warm_lists: DrawConfig = Field(DrawConfig(), description="Lists of the re-ranker's warm-up.")
+    warm_reranker: TrainingConfig = Field(TrainingConfig(), description="The re-ranker's warm-up, alone.")
     lists: ListsConfig = Field(ListsConfig(), description="Lists of the joint training.")
-    joint: TrainingConfig = Field(TrainingConfig(), description="The joint training.")
     loss: LossConfig = Field(LossConfig(), description="The terms of the joint training's loss.")
+    joint: TrainingConfig = Field(TrainingConfig(), description="The joint training.")
+    refresh_steps: int | None = Field(
+        None, ge=1, description="Steps of the joint training after which candidates are mined and scored anew."
+    )
+    rounds: int = Field(1, ge=1, description="How often all from `mine` to `joint` is done.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="The final measurement.")
+
+    @model_validator(mode="after")
+    def _deep_enough(self) -> Self:
+        for section, lists in (("warm_lists", self.warm_lists), ("lists", self.lists)):
+            if lists.depth > self.mine.depth:
+                raise ValueError(f"{section}.depth ({lists.depth}) is more than mine.depth ({self.mine.depth})")
+        return self
+
+    @property
+    def reranker_scores(self) -> bool:
+        """Whether the lists need the re-ranker's scores of the candidates."""
+        return self.lists.denoised_share > 0 or self.data.unlabelled > 0
 
 
 def load_recipe(source: str | Path = "quick", overrides: Sequence[str] = ()) -> Recipe:
@@ -95,8 +142,10 @@ def _explain(error: ValidationError, source: str) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        where = f"{source}: {key}" if key else source
-        return f"{where}: {first['msg']} (it is {first['input']!r})."
+        message = first["msg"].removeprefix("Value error, ")
+        if isinstance(first["input"], dict):  # a rule about several settings, which the message names
+            return f"{source}: {key + ': ' if key else ''}{message}."
+        return f"{source}: {key}: {message} (it is {first['input']!r})."
     known = _known_keys(Recipe)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return f"{source}: there is no setting {key!r}; the nearest is {near[0]!r}."

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 from safetensors import SafetensorError
@@ -15,25 +15,58 @@ import tandemqa
 from tandemqa.errors import TandemError
 from tandemqa.files import read_json, write_json
 
+State = Literal["complete", "unfinished", "changed", "new"]
+
 
 class Stage:
-    """`folder` holds a stage's result, `stage.json` its key and whether it is complete.
+    """`folder` holds a stage's result, `stage.json` what it depends on and whether it is complete.
 
-    The key covers everything that the result depends on. A folder with another key is emptied; one with the same
-    key and no result yet is left as it is, so that a training stage finds its checkpoint again.
+    `key` identifies everything that the result depends on: settings, inputs (by their own keys or fingerprints) and
+    the version of this program. Making a `Stage` changes nothing on disk.
     """
 
-    def __init__(self, folder: Path, depends_on: Any) -> None:
+    def __init__(self, folder: Path, depends_on: dict[str, Any]) -> None:
         self.folder = folder
-        self.key = hashlib.sha256(
-            json.dumps([tandemqa.__version__, depends_on], sort_keys=True).encode()
-        ).hexdigest()[:16]
-        state = folder / "stage.json"
-        known = read_json(state) if state.exists() else {}
+        # As JSON gives it back, so that what was stored compares equal.
+        self.depends_on: dict[str, Any] = json.loads(json.dumps({"version": tandemqa.__version__, **depends_on}))
+        text = json.dumps(self.depends_on, sort_keys=True)
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def state(self) -> State:
+        """Whether there is a result, part of one, one that depends on something else, or nothing."""
+        path = self.folder / "stage.json"
+        if not path.exists():
+            return "new"
+        known = read_json(path)
         if known.get("key") != self.key:
-            shutil.rmtree(folder, ignore_errors=True)
-            write_json(state, {"key": self.key, "complete": False})
-        self.complete: bool = known.get("key") == self.key and known.get("complete", False)
+            return "changed"
+        return "complete" if known.get("complete") else "unfinished"
+
+    def changes(self) -> list[str]:
+        """What a result in the folder depends on that is different now, a phrase each."""
+        path = self.folder / "stage.json"
+        before = dict(_leaves(read_json(path).get("depends_on", {}), "")) if path.exists() else {}
+        now = dict(_leaves(self.depends_on, ""))
+        phrases = []
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                if name.startswith("input "):
+                    phrases.append(f"its {name} changes")
+                else:
+                    phrases.append(f"{name} was {before.get(name, 'not set')}, is {now.get(name, 'not set')}")
+        return phrases
+
+    def begin(self) -> None:
+        """Make the folder ready: one that depends on something else is emptied, an unfinished one left as it is, so
+        that a training stage finds its checkpoint again."""
+        if self.state in ("changed", "new"):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._write(complete=False)
+
+    def finish(self) -> None:
+        """Declare the result whole."""
+        self._write(complete=True)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -45,7 +78,14 @@ class Stage:
                 f"The stage in {self.folder} is damaged ({error}); remove that folder, the stage is run again."
             ) from error
 
-    def finish(self) -> None:
-        """Declare the result whole."""
-        write_json(self.folder / "stage.json", {"key": self.key, "complete": True})
-        self.complete = True
+    def _write(self, complete: bool) -> None:
+        about = {"key": self.key, "complete": complete, "depends_on": self.depends_on}
+        write_json(self.folder / "stage.json", about)
+
+
+def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

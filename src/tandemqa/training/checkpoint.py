@@ -11,6 +11,20 @@ from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
 
 
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write a model's parameters, each once, so that equal weights are equal files."""
+    with whole_file(path) as partial:
+        save_file({name: value.detach().contiguous() for name, value in model.named_parameters()}, partial)
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Read what `save_weights` wrote; a damaged file is a SafetensorError, one of another model a KeyError."""
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
+
+
 def save_checkpoint(
     path: Path,
     step: int,

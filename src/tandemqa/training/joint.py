@@ -1,7 +1,7 @@
 """The joint step: both models score the same lists, and one loss on the two score matrices trains them both."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,7 +11,13 @@ from tandemqa.encoders.backbone import WordTable, autocast, device_of, use_fast_
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder, Tower
 from tandemqa.training.batch import ListBatch, Part
-from tandemqa.training.losses import Direction, Reduction, listwise_divergence, supervised_listwise
+from tandemqa.training.losses import (
+    Direction,
+    Reduction,
+    listwise_divergence,
+    supervised_listwise,
+    supervised_pointwise,
+)
 
 
 class LossConfig(BaseModel):
@@ -22,6 +28,9 @@ class LossConfig(BaseModel):
     kl_weight: float = Field(1.0, ge=0, description="Weight of the divergence between the two distributions.")
     reranker_weight: float = Field(1.0, ge=0, description="Weight of the re-ranker's supervised loss.")
     retriever_weight: float = Field(0.0, ge=0, description="Weight of the retriever's supervised loss (paper: 0).")
+    reranker_loss: Literal["listwise", "pointwise"] = Field(
+        "listwise", description="The re-ranker's supervised loss: over the list, or of each candidate by itself."
+    )
     kl_direction: Direction = Field("retriever_reranker", description="KL(retriever ‖ re-ranker) or its reverse.")
     kl_reduction: Reduction = Field("sum", description="Sum over the list (paper), or mean (reference code).")
     kl_reranker_gradient: bool = Field(True, description="Whether the re-ranker learns from the divergence too.")
@@ -46,6 +55,7 @@ class LossConfig(BaseModel):
             retriever_weight=0,
             retriever_temperature=self.retriever_temperature,
             reranker_temperature=self.reranker_temperature,
+            reranker_loss=self.reranker_loss,
         )
 
     @property
@@ -155,6 +165,7 @@ class JointModel(nn.Module):
 
 def loss_terms(retriever: Tensor, reranker: Tensor, mask: Tensor, config: LossConfig) -> Terms:
     """The terms of the joint loss, per list, from two score matrices (B, n) (RocketQAv2, equation 6)."""
+    supervised = supervised_listwise if config.reranker_loss == "listwise" else supervised_pointwise
     return Terms(
         kl=listwise_divergence(
             retriever,
@@ -166,7 +177,7 @@ def loss_terms(retriever: Tensor, reranker: Tensor, mask: Tensor, config: LossCo
             config.retriever_temperature,
             config.reranker_temperature,
         ),
-        reranker=supervised_listwise(reranker, mask, config.reranker_temperature),
+        reranker=supervised(reranker, mask, config.reranker_temperature),
         retriever=supervised_listwise(retriever, mask, config.retriever_temperature),
     )
 

@@ -3,31 +3,27 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from tandemqa.encoders.cross import CrossEncoder
-from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
-from tandemqa.lists.build import TrainingLists
 from tandemqa.progress import bar
-from tandemqa.training.batch import Sides, Texts, make_batch, split_rows
 from tandemqa.training.checkpoint import load_checkpoint, save_checkpoint
-from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
+from tandemqa.training.joint import JointModel
 
 # What an interruption can cost at most; writing one takes about a second.
 CHECKPOINT_SECONDS = 60.0
 
 
 class TrainingConfig(BaseModel):
-    """How lists become updates, in the re-ranker's warm-up and in the joint training alike."""
+    """How lists become updates, in every training stage alike."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,99 +41,115 @@ class TrainingConfig(BaseModel):
     clip_norm: float = Field(1.0, gt=0, description="Limit of the global gradient norm.")
 
 
+class Objective(Protocol):
+    """What is learnt: the models, how many lists there are, and the gradient of some of them."""
+
+    model: JointModel
+
+    def __len__(self) -> int: ...
+
+    def backward(self, rows: npt.NDArray[np.int64]) -> dict[str, float]:
+        """Add the gradient of the lists at `rows` and return what the log should say of them.
+
+        A loss that is not finite is a FloatingPointError whose argument is the list's number.
+        """
+        ...
+
+
+class Refresh(NamedTuple):
+    """New lists in the midst of training: `objective(folder)` makes them from the models as they stand, or finds
+    those it made in `folder` before an interruption."""
+
+    every_steps: int
+    objective: Callable[[Path], Objective]
+
+
 def fit(
-    retriever: DualEncoder,
-    reranker: CrossEncoder,
-    lists: TrainingLists,
-    retriever_texts: Texts,
-    reranker_texts: Texts,
+    objective: Objective,
     config: TrainingConfig,
-    loss_config: LossConfig,
     seed: int,
     workspace: Path,
     name: str,
+    refresh: Refresh | None = None,
 ) -> None:
-    """Train the models in place on the lists; a model that no term of the loss needs is left alone.
+    """Train the objective's models in place.
 
-    The lists' rows refer to each model's texts. Progress goes to
-    `workspace/log.jsonl`, checkpoints to `workspace/checkpoint.safetensors`: called again after an interruption it
-    goes on from there, in the same order of lists, to the same weights.
+    Progress goes to `workspace/log.jsonl`, checkpoints to `workspace/checkpoint.safetensors`: called again after an
+    interruption it goes on from there, in the same order of lists, to the same weights.
     """
     if config.epochs == 0:
         return
-    steps = max(1, round(config.epochs * math.ceil(len(lists) / config.batch_lists)))
-    sides: Sides = (
-        (retriever, retriever_texts) if loss_config.retriever_learns else None,
-        (reranker, reranker_texts) if loss_config.needs_reranker else None,
-    )
-    model = JointModel(
-        sides[0] and retriever, sides[1] and reranker, loss_config.retriever_learns, loss_config.reranker_learns
-    )
+    model = objective.model
+    steps = max(1, round(config.epochs * math.ceil(len(objective) / config.batch_lists)))
+    every = refresh.every_steps if refresh else steps
     optimizer = _optimizer(model, config)
     torch.manual_seed(seed)
     checkpoint = workspace / "checkpoint.safetensors"
     first = load_checkpoint(checkpoint, model, optimizer)
-    model.train()
     log = workspace / "log.jsonl"
     workspace.mkdir(parents=True, exist_ok=True)
     _cut_log(log, first)
     saved_at = time.monotonic()
-    with bar(name, steps * config.batch_lists, "list") as progress:
-        progress.update(first * config.batch_lists)
-        for step, rows in enumerate(_steps(len(lists), config.batch_lists, steps, seed)):
-            if step < first:
-                continue
-            started = time.monotonic()
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * _rate_share(step, steps, config)
-            record = _step(model, optimizer, lists, rows, sides, config, loss_config, step)
-            record |= {"step": step, "seconds": round(time.monotonic() - started, 3)}
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            progress.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
-            progress.update(len(rows))
-            if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                save_checkpoint(checkpoint, step + 1, model, optimizer)
-                saved_at = time.monotonic()
+    lists_to_read = max(1, round(config.epochs * len(objective)))
+    with bar(name, lists_to_read, "list") as progress:
+        progress.update(round(lists_to_read * first / steps))
+        for start in range(first - first % every, steps, every):
+            if refresh and start:
+                if start > first:  # the models that the lists are made from, should this be interrupted
+                    save_checkpoint(checkpoint, start, model, optimizer)
+                objective = refresh.objective(workspace / f"refresh-{start}")
+            model.train()
+            orders = _steps(len(objective), config.batch_lists, min(every, steps - start), seed + start)
+            for step, rows in enumerate(orders, start):
+                if step < first:
+                    continue
+                started = time.monotonic()
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * _rate_share(step, steps, config)
+                record = _step(objective, optimizer, rows, config, step)
+                record |= {"step": step, "seconds": round(time.monotonic() - started, 3)}
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+                progress.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
+                progress.update(len(rows))
+                if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    save_checkpoint(checkpoint, step + 1, model, optimizer)
+                    saved_at = time.monotonic()
     model.eval()
 
 
 def _step(
-    model: JointModel,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
-    lists: TrainingLists,
     rows: npt.NDArray[np.int64],
-    sides: Sides,
     config: TrainingConfig,
-    loss_config: LossConfig,
     step: int,
 ) -> dict[str, float]:
-    """One optimiser step on the lists at `rows`; returns the mean of each term, the gradient norm and tokens."""
-    sums = dict.fromkeys(("loss", "kl", "reranker", "retriever"), 0.0)
-    tokens = padded = 0
+    """One optimiser step on the lists at `rows`; returns what the objective says of it, and gradient norms."""
     optimizer.zero_grad(set_to_none=True)
-    for part in split_rows(lists, rows, sides, config.micro_tokens):
-        batch = make_batch(lists, part, *sides)
-        scores = model(batch)
-        terms = loss_terms(scores[0], scores[1], batch.mask.to(scores[0].device), loss_config)
-        loss = joint_loss(terms, loss_config)
-        if not torch.isfinite(loss).all():
-            bad = part[int(torch.argmin(torch.isfinite(loss).int()))]
-            raise TandemError(
-                f"The loss of training list {bad} is not finite at step {step}; lower the learning rates."
-            )
-        # Every list of a step counts the same, however the step is cut.
-        (loss.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
-        sums["loss"] += float(loss.detach().sum())
-        for term, values in terms._asdict().items():
-            sums[term] += float(values.detach().sum())
-        real, with_padding = batch.tokens()
-        tokens, padded = tokens + real, padded + with_padding
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+    try:
+        record = objective.backward(rows)
+    except FloatingPointError as error:
+        raise TandemError(
+            f"The loss of training list {error} is not finite at step {step}; lower the learning rates."
+        ) from error
+    norms = {
+        part: torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        for part, parameters in _by_model(objective.model).items()
+    }
+    total = torch.stack(list(norms.values())).square().sum().sqrt()
+    for parameters in _by_model(objective.model).values():
+        torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, total)
     optimizer.step()
-    means = {term: value / len(rows) for term, value in sums.items()}
-    return {**means, "gradient_norm": float(norm), "tokens": tokens, "padded_tokens": padded}
+    return record | {f"{part}_gradient_norm": float(norm) for part, norm in norms.items()}
+
+
+def _by_model(model: JointModel) -> dict[str, list[torch.nn.Parameter]]:
+    """The learning parameters of the retriever and of the re-ranker."""
+    parts: dict[str, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.learning_parameters():
+        parts.setdefault(name.split(".")[0], []).append(parameter)
+    return parts
 
 
 def _optimizer(model: JointModel, config: TrainingConfig) -> torch.optim.Optimizer:

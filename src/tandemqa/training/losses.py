@@ -23,6 +23,16 @@ def supervised_listwise(scores: Tensor, mask: Tensor, temperature: float = 1.0) 
     return -log_probabilities(scores, mask, temperature)[:, 0]
 
 
+def supervised_pointwise(scores: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """Binary cross-entropy of each candidate by itself, the mean over the list (RocketQA, equation 4)."""
+    target = torch.zeros_like(scores, dtype=torch.float32)
+    target[:, 0] = 1.0
+    values = torch.nn.functional.binary_cross_entropy_with_logits(
+        scores.float() / temperature, target, reduction="none"
+    )
+    return values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)
+
+
 def listwise_divergence(
     retriever: Tensor,
     reranker: Tensor,
@@ -47,3 +57,16 @@ def listwise_divergence(
     p, q = p.masked_fill(~mask, 0.0), q.masked_fill(~mask, 0.0)
     terms = (p.exp() * (p - q)).masked_fill(~mask, 0.0)
     return terms.sum(-1) if reduction == "sum" else terms.sum(-1) / mask.sum(-1)
+
+
+@torch.no_grad()
+def rank_correlation(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
+    """Spearman's correlation of two score matrices over each list's real candidates; 0 for a list of one."""
+    ranks = []
+    for scores in (first, second):
+        order = scores.float().masked_fill(~mask, torch.inf).argsort(-1)
+        rank = order.argsort(-1).float()
+        count = mask.sum(-1, keepdim=True)
+        ranks.append((rank - (count - 1) / 2).masked_fill(~mask, 0.0))
+    norm = (ranks[0].square().sum(-1) * ranks[1].square().sum(-1)).sqrt()
+    return torch.where(norm > 0, (ranks[0] * ranks[1]).sum(-1) / norm.clamp_min(1e-9), 0.0)

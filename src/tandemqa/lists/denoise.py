@@ -1,0 +1,64 @@
+"""Lists with the help of the re-ranker's scores: denoised ones, and those of questions that nobody labelled."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tandemqa.data.qrels import Qrels
+from tandemqa.data.runs import Run
+from tandemqa.errors import TandemError
+from tandemqa.lists.build import Denoising, Drawn, ListsConfig, build_lists
+from tandemqa.lists.confidence import Calibration, calibrate
+from tandemqa.lists.pseudo import pseudo_labels
+
+
+def denoised_lists(
+    candidates: Run,
+    scores: npt.NDArray[np.float32],
+    qrels: Qrels,
+    unlabelled: Sequence[str],
+    passage_ids: Sequence[str],
+    same_text: npt.NDArray[np.int64],
+    config: ListsConfig,
+    seed: int,
+) -> tuple[Drawn, dict[str, Any]]:
+    """Undenoised and denoised lists in the share that `config` asks for, all denoised for pseudo-labelled questions.
+
+    scores: the re-ranker's, float32 of the candidates' shape. Also returns how scores became confidences (`slope`,
+    `offset`), the thresholds as confidences (`low`, `high`), and how many unlabelled questions got a label.
+    """
+    calibration = fit_calibration(candidates, scores, qrels, passage_ids)
+    confidence = calibration.confidence(scores)
+    low, high = config.low, config.high
+    if config.thresholds == "quantile":
+        low, high = np.quantile(confidence[candidates.rows >= 0], [low, high]).tolist()
+    labels = pseudo_labels(candidates, confidence, high, unlabelled, passage_ids)
+    row = {name: number for number, name in enumerate(passage_ids)}
+    denoising = Denoising(confidence, low, high, config.denoised_share, frozenset(labels))
+    drawn = build_lists(candidates, qrels | labels, row, same_text, config, seed, denoising)
+    about = {"slope": calibration.slope, "offset": calibration.offset, "low": low, "high": high}
+    return drawn, about | {"unlabelled": len(unlabelled), "pseudo_labelled": len(labels)}
+
+
+def fit_calibration(
+    candidates: Run, scores: npt.NDArray[np.float32], qrels: Qrels, passage_ids: Sequence[str]
+) -> Calibration:
+    """Fitted on the candidates of labelled questions: labelled positives against all others."""
+    positives, others = [], []
+    for number, query_id in enumerate(candidates.query_ids):
+        if query_id not in qrels:
+            continue
+        present = candidates.rows[number] >= 0
+        grades = [qrels[query_id].get(passage_ids[row], 0) for row in candidates.rows[number, present].tolist()]
+        labelled = np.array(grades) > 0
+        positives.append(scores[number, present][labelled])
+        others.append(scores[number, present][~labelled])
+    try:
+        return calibrate(np.concatenate(positives), np.concatenate(others))
+    except ValueError as error:
+        raise TandemError(
+            "The re-ranker's confidence cannot be calibrated: no labelled positive is among the candidates of its "
+            "question; raise mine.depth, or set lists.denoised_share and data.unlabelled to 0."
+        ) from error

@@ -1,0 +1,400 @@
+"""The chain of stages from base models to a trained pair, each kept by what it depends on."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tandemqa.data.dataset import Dataset
+from tandemqa.data.runs import Run
+from tandemqa.data.tokens import passage_tokens
+from tandemqa.encoders.bundle import MANIFEST, Bundle
+from tandemqa.encoders.cross import CrossEncoder
+from tandemqa.encoders.dual import DualEncoder
+from tandemqa.evaluation.report import write_runs
+from tandemqa.evaluation.stages import rank_stages
+from tandemqa.files import read_json, whole_file, write_json
+from tandemqa.index.dense import DenseIndex
+from tandemqa.index.lexical import LexicalIndex
+from tandemqa.index.vectors import passage_index
+from tandemqa.lists.build import DrawConfig, Drawn, TrainingLists, build_lists, text_groups
+from tandemqa.lists.denoise import denoised_lists
+from tandemqa.recipe.config import Recipe
+from tandemqa.recipe.questions import training_questions, unlabelled_questions
+from tandemqa.recipe.stage import Stage
+from tandemqa.search.rank import fuse, lexical, reranker_scores, retrieve
+from tandemqa.training.batch import Texts
+from tandemqa.training.checkpoint import load_weights, save_weights
+from tandemqa.training.contrastive import Contrastive
+from tandemqa.training.joint import LossConfig
+from tandemqa.training.listwise import Listwise
+from tandemqa.training.loop import Refresh, TrainingConfig, fit
+
+EVALUATION = "evaluation.json"
+
+
+class Standing(NamedTuple):
+    """The stages that the two models' weights come from; None for the base models."""
+
+    retriever: Stage | None
+    reranker: Stage | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage and how it is run, with the models as they stand before it."""
+
+    stage: Stage
+    before: Standing
+    run: Callable[[Path], None]
+
+    @property
+    def name(self) -> str:
+        return self.stage.folder.name
+
+
+class Chain:
+    """The stages of a recipe on a dataset, under `folder`, and the two models as far as they have been trained.
+
+    `steps` lists them in order; `run` does what is missing and leaves the trained models in `retriever` and
+    `reranker`.
+    """
+
+    def __init__(self, dataset: Dataset, recipe: Recipe, folder: Path) -> None:
+        self.dataset = dataset
+        self.recipe = recipe
+        self.folder = folder
+        torch.manual_seed(recipe.seed)  # a fresh scoring head is drawn at random
+        self.retriever = DualEncoder.load(recipe.retriever)
+        self.reranker = CrossEncoder.load(recipe.reranker)
+        self.started_from = _started_from(recipe)
+        self.qrels = training_questions(dataset, recipe)
+        self.unlabelled = unlabelled_questions(dataset, recipe, self.qrels)
+        self.query_ids = [*self.qrels, *self.unlabelled]
+        self._loaded = Standing(None, None)
+        self.steps: list[Step] = []
+        self.end = self._lay_out()
+
+    @property
+    def complete(self) -> bool:
+        return all(step.stage.state == "complete" for step in self.steps)
+
+    def run(self) -> None:
+        """Run the stages that have no result yet."""
+        for step in self.steps:
+            if step.stage.state != "complete":
+                step.stage.begin()
+                self._stand(step.before)
+                step.run(step.stage.folder)
+                step.stage.finish()
+                (step.stage.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        self._stand(self.end)
+
+    def _lay_out(self) -> Standing:
+        recipe, seed = self.recipe, self.recipe.seed
+        questions = hashlib.sha256(json.dumps([list(self.qrels), self.unlabelled]).encode()).hexdigest()[:16]
+        data = {"input data": self.dataset.fingerprint, "input questions": questions}
+        bases = {
+            "retriever": {"settings": recipe.retriever.model_dump(), "weights": self.retriever.fingerprint()},
+            "reranker": {"settings": recipe.reranker.model_dump(), "weights": self.reranker.fingerprint()},
+        }
+
+        def add(name: str, run: Callable[..., None], before: Standing, **depends_on: Any) -> Stage:
+            stage = Stage(self.folder / name, depends_on)
+            self.steps.append(Step(stage, before, partial(run, name=name)))
+            return stage
+
+        def origin(model: str, stage: Stage | None) -> dict[str, Any]:
+            return {model: bases[model]} if stage is None else {f"input {model}": stage.key}
+
+        at = Standing(None, None)
+        if recipe.warm_retriever.epochs > 0:
+            settings = _settings(recipe.warm_retriever)
+            warmed = add(
+                "warm_retriever",
+                partial(self._warm_retriever, seed=seed),
+                at,
+                **data,
+                **origin("retriever", None),
+                seed=seed,
+                warm_retriever=settings,
+            )
+            at = Standing(warmed, None)
+        for number in range(recipe.rounds):
+            suffix = f"-{number + 1}" if number else ""
+            mined = add(
+                f"mine{suffix}",
+                self._mine,
+                at,
+                **data,
+                **origin("retriever", at.retriever),
+                mine=_settings(recipe.mine),
+            )
+            if recipe.warm_reranker.epochs > 0:
+                warmed = add(
+                    f"warm_reranker{suffix}",
+                    partial(self._warm_reranker, mined=mined, seed=seed),
+                    at,
+                    **{"input mine": mined.key},
+                    **origin("reranker", at.reranker),
+                    seed=seed,
+                    warm_lists=_settings(recipe.warm_lists),
+                    warm_reranker=_settings(recipe.warm_reranker),
+                    loss=recipe.loss.reranker_alone().model_dump(),
+                )
+                at = Standing(at.retriever, warmed)
+            inputs: dict[str, Any] = {"input mine": mined.key}
+            scored = None
+            if recipe.reranker_scores:
+                scored = add(
+                    f"score{suffix}",
+                    partial(self._score, mined=mined),
+                    at,
+                    **inputs,
+                    **origin("reranker", at.reranker),
+                )
+                inputs["input score"] = scored.key
+            listed = add(
+                f"lists{suffix}",
+                partial(self._lists, mined=mined, scored=scored, seed=seed + 1),
+                at,
+                **inputs,
+                seed=seed + 1,
+                lists=_settings(recipe.lists),
+            )
+            joint = add(
+                f"joint{suffix}",
+                partial(self._joint, listed=listed, seed=seed + 1),
+                at,
+                **{"input lists": listed.key},
+                **origin("retriever", at.retriever),
+                **origin("reranker", at.reranker),
+                seed=seed + 1,
+                loss=recipe.loss.model_dump(),
+                joint=_settings(recipe.joint),
+                refresh_steps=recipe.refresh_steps,
+            )
+            at = Standing(
+                joint if recipe.loss.retriever_learns else at.retriever,
+                joint if recipe.loss.reranker_learns else at.reranker,
+            )
+            seed += 2
+        if recipe.evaluation.split is not None:
+            add(
+                "evaluate",
+                self._evaluate,
+                at,
+                **data,
+                **origin("retriever", at.retriever),
+                **origin("reranker", at.reranker),
+                evaluation=_settings(recipe.evaluation),
+            )
+        return at
+
+    # The stages. Each reads its inputs' folders and writes into its own.
+
+    def _warm_retriever(self, folder: Path, name: str, seed: int) -> None:
+        config = self.recipe.warm_retriever
+        lists = self._warm_retriever_lists(seed)
+        lists.save(folder / "lists.npz")
+        objective = Contrastive(
+            self.retriever,
+            self._retriever_texts,
+            lists,
+            [
+                [self.dataset.passages.row[p] for p, grade in grades.items() if grade > 0]
+                for grades in self.qrels.values()
+            ],
+            self._same_text,
+            config.temperature,
+            config.micro_tokens,
+        )
+        fit(objective, config, seed, folder, name)
+        self._save_models(folder, retriever=True)
+
+    def _warm_retriever_lists(self, seed: int) -> TrainingLists:
+        """Each question with its positive, and negatives of its own if the recipe wants them."""
+        config, row = self.recipe.warm_retriever, self.dataset.passages.row
+        labelled = list(self.qrels)
+        if config.negatives == "none":
+            pairs = [(number, row[p]) for number, q in enumerate(labelled) for p, g in self.qrels[q].items() if g > 0]
+            numbers, positives = np.array(pairs, dtype=np.int32).T
+            return TrainingLists(numbers, positives[:, None])
+        if config.negatives == "bm25":
+            candidates = self._bm25(labelled, config.depth)
+        else:
+            drawn = np.random.default_rng(seed).integers(
+                len(self.dataset.passages),
+                size=(len(labelled), 2 * config.negatives_per_question + 8),
+                dtype=np.int32,
+            )
+            candidates = Run(labelled, drawn, np.zeros(drawn.shape, dtype=np.float32))
+        draw = DrawConfig(size=1 + config.negatives_per_question, depth=config.depth)
+        return build_lists(candidates, self.qrels, row, self._same_text, draw, seed).lists
+
+    def _mine(self, folder: Path, name: str) -> None:
+        source, depth = self.recipe.mine.source, self.recipe.mine.depth
+        index = None if source == "bm25" else passage_index(self.retriever, self.dataset)
+        _save_run(folder / "candidates.npz", self._candidates(index, depth))
+
+    def _warm_reranker(self, folder: Path, name: str, mined: Stage, seed: int) -> None:
+        config = self.recipe.warm_reranker
+        row = self.dataset.passages.row
+        lists = build_lists(_load_run(mined), self.qrels, row, self._same_text, self.recipe.warm_lists, seed).lists
+        lists.save(folder / "lists.npz")
+        fit(self._listwise(lists, self.recipe.loss.reranker_alone(), config), config, seed, folder, name)
+        self._save_models(folder, reranker=True)
+
+    def _score(self, folder: Path, name: str, mined: Stage) -> None:
+        candidates, texts = _load_run(mined), self._reranker_texts
+        scores = reranker_scores(self.reranker, candidates, texts.queries, texts.passages, show=name)
+        with whole_file(folder / "scores.npy") as partial_file, partial_file.open("wb") as file:
+            np.save(file, scores)
+
+    def _lists(self, folder: Path, name: str, mined: Stage, scored: Stage | None, seed: int) -> None:
+        scores = None
+        if scored is not None:
+            with scored.reading():
+                scores = np.load(scored.folder / "scores.npy", allow_pickle=False)
+        drawn, about = self._draw(_load_run(mined), scores, seed)
+        drawn.lists.save(folder / "lists.npz")
+        with whole_file(folder / "verdicts.npy") as partial_file, partial_file.open("wb") as file:
+            np.save(file, drawn.verdicts)
+        write_json(folder / "lists.json", about | {"counts": drawn.counts})
+
+    def _joint(self, folder: Path, name: str, listed: Stage, seed: int) -> None:
+        config = self.recipe.joint
+        with listed.reading():
+            lists = TrainingLists.load(listed.folder / "lists.npz")
+        refresh = None
+        if self.recipe.refresh_steps is not None:
+            refresh = Refresh(self.recipe.refresh_steps, partial(self._refreshed, seed=seed))
+        fit(self._listwise(lists, self.recipe.loss, config), config, seed, folder, name, refresh)
+        loss = self.recipe.loss
+        self._save_models(folder, retriever=loss.retriever_learns, reranker=loss.reranker_learns)
+
+    def _evaluate(self, folder: Path, name: str) -> None:
+        config = self.recipe.evaluation
+        assert config.split is not None
+        pair = Bundle(folder, self.retriever, self.reranker, {"started_from": self.started_from})
+        rankings = rank_stages(pair, self.dataset, config.split, config.depth)
+        blend = rankings.learn_blend()
+        write_runs(rankings.final(blend), folder, self.dataset.passages.ids)
+        write_json(folder / EVALUATION, {"blend": blend, "metrics": rankings.report(blend).as_json()})
+
+    def _refreshed(self, folder: Path, seed: int) -> Listwise:
+        """Lists from the models in the midst of their training; found in `folder` after an interruption."""
+        path = folder / "lists.npz"
+        if not path.exists():
+            index = None
+            if self.recipe.mine.source != "bm25":
+                index = DenseIndex.build(
+                    self.retriever.encode(self._retriever_texts.passages, "passage", show="encode passages")
+                )
+            candidates = self._candidates(index, self.recipe.mine.depth)
+            scores = None
+            if self.recipe.reranker_scores:
+                texts = self._reranker_texts
+                scores = reranker_scores(self.reranker, candidates, texts.queries, texts.passages, show="score")
+            drawn, about = self._draw(candidates, scores, seed)
+            write_json(folder / "lists.json", about | {"counts": drawn.counts})
+            drawn.lists.save(path)
+        return self._listwise(TrainingLists.load(path), self.recipe.loss, self.recipe.joint)
+
+    # What several stages do.
+
+    def _candidates(self, index: DenseIndex | None, depth: int) -> Run:
+        dense = None
+        if index is not None:
+            dense = retrieve(self.retriever, index, self.query_ids, self._retriever_texts.queries, depth)
+        if self.recipe.mine.source == "dense":
+            assert dense is not None
+            return dense
+        words = self._bm25(self.query_ids, depth)
+        return words if dense is None else fuse(dense, words, depth)
+
+    def _bm25(self, query_ids: list[str], depth: int) -> Run:
+        index = LexicalIndex.build(passage.full for passage in self.dataset.passages)
+        return lexical(index, query_ids, [self.dataset.queries[query_id] for query_id in query_ids], depth)
+
+    def _draw(
+        self, candidates: Run, scores: npt.NDArray[np.float32] | None, seed: int
+    ) -> tuple[Drawn, dict[str, Any]]:
+        """Training lists, and what is to be known of how they were made."""
+        passages = self.dataset.passages
+        if scores is None:
+            return build_lists(candidates, self.qrels, passages.row, self._same_text, self.recipe.lists, seed), {}
+        return denoised_lists(
+            candidates, scores, self.qrels, self.unlabelled, passages.ids, self._same_text, self.recipe.lists, seed
+        )
+
+    def _listwise(self, lists: TrainingLists, loss: LossConfig, config: TrainingConfig) -> Listwise:
+        return Listwise(
+            self.retriever,
+            self.reranker,
+            self._retriever_texts,
+            self._reranker_texts,
+            lists,
+            loss,
+            config.micro_tokens,
+        )
+
+    def _stand(self, standing: Standing) -> None:
+        """Give the models the weights that they have after these stages."""
+        for model in ("retriever", "reranker"):
+            stage = getattr(standing, model)
+            if stage is not None and stage is not getattr(self._loaded, model):
+                with stage.reading():
+                    load_weights(stage.folder / f"{model}.safetensors", getattr(self, model))
+        self._loaded = standing
+
+    def _save_models(self, folder: Path, retriever: bool = False, reranker: bool = False) -> None:
+        for model, wanted in ((self.retriever, retriever), (self.reranker, reranker)):
+            if wanted:
+                name = "retriever" if model is self.retriever else "reranker"
+                save_weights(folder / f"{name}.safetensors", model)
+
+    @cached_property
+    def _retriever_texts(self) -> Texts:
+        queries = self.retriever.tokenize([self.dataset.queries[query_id] for query_id in self.query_ids])
+        return Texts(queries, passage_tokens(self.dataset, self.retriever.tokenizer))
+
+    @cached_property
+    def _reranker_texts(self) -> Texts:
+        queries = self.reranker.tokenize([self.dataset.queries[query_id] for query_id in self.query_ids])
+        return Texts(queries, passage_tokens(self.dataset, self.reranker.tokenizer))
+
+    @cached_property
+    def _same_text(self) -> npt.NDArray[np.int64]:
+        return text_groups(self._retriever_texts.passages, self.recipe.retriever.passage_length)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """What a stage's result depends on; how a step is cut for memory changes nothing."""
+    return dict(config.model_dump(exclude={"micro_tokens"}))
+
+
+def _started_from(recipe: Recipe) -> str:
+    """The retriever before any training: a recipe that goes on from a bundle starts where that bundle started."""
+    model = Path(recipe.retriever.model)
+    manifest = model.parent / MANIFEST
+    if manifest.exists() and "started_from" in (about := read_json(manifest)):
+        return str(about["started_from"])
+    return str(model.resolve()) if model.exists() else recipe.retriever.model
+
+
+def _save_run(path: Path, run: Run) -> None:
+    with whole_file(path) as partial_file, partial_file.open("wb") as file:
+        np.savez(file, query_ids=np.array(run.query_ids), rows=run.rows, scores=run.scores)
+
+
+def _load_run(stage: Stage) -> Run:
+    with stage.reading(), np.load(stage.folder / "candidates.npz", allow_pickle=False) as arrays:
+        return Run(arrays["query_ids"].tolist(), arrays["rows"], arrays["scores"])

@@ -1,0 +1,133 @@
+"""Why a training list looks as it does: every candidate of one question, with what became of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tandemqa.data.dataset import Dataset, load_dataset
+from tandemqa.errors import TandemError
+from tandemqa.files import read_json
+from tandemqa.lists.build import TrainingLists, Verdict
+from tandemqa.lists.confidence import Calibration
+from tandemqa.recipe.train import RUN
+
+WHY = {
+    Verdict.NONE: "ranked below lists.depth",
+    Verdict.LABELLED: "labelled positive",
+    Verdict.SAME_TEXT: "reads like a positive or like a candidate above it",
+    Verdict.UNSCORED: "negative: unlabelled, and no re-ranker score was asked for",
+    Verdict.NEGATIVE: "negative: confidence {confidence:.2f} is below {low:.2f}",
+    Verdict.DROPPED: "dropped from denoised lists: confidence {confidence:.2f} is between {low:.2f} and {high:.2f}",
+    Verdict.POSITIVE: "further positive: confidence {confidence:.2f} is above {high:.2f}",
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate of a question. `rank` counts from 1 and is None for a passage that is no candidate; `lists` says in
+    how many training lists it stands, and `heads` how many it heads as their positive."""
+
+    rank: int | None
+    id: str
+    title: str
+    retriever_score: float | None
+    reranker_score: float | None
+    confidence: float | None
+    verdict: str
+    why: str
+    lists: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The candidates of one question and the lists that were made from them."""
+
+    query_id: str
+    question: str
+    pseudo_labelled: bool
+    candidates: list[Candidate]
+
+
+def explain(run: str | Path, query_id: str, round_number: int = 1) -> Explanation:
+    """The candidates of a question in a training run's joint lists, those that stand in a list but are no candidate
+    last; what the run lacks is a `TandemError`."""
+    folder = Path(run)
+    if not (folder / RUN).exists():
+        raise TandemError(f"{folder} is no training run (it holds no {RUN}); name the folder given to `train --out`.")
+    suffix = "" if round_number == 1 else f"-{round_number}"
+    mined, scored, listed = (folder / "stages" / f"{name}{suffix}" for name in ("mine", "score", "lists"))
+    if not (listed / "lists.json").exists():
+        raise TandemError(f"{listed} holds no lists yet; run `tandemqa train` to its end, or name another round.")
+    about = read_json(listed / "lists.json")
+    lists = TrainingLists.load(listed / "lists.npz")
+    with np.load(mined / "candidates.npz", allow_pickle=False) as arrays:
+        query_ids, rows, retriever_scores = arrays["query_ids"].tolist(), arrays["rows"], arrays["scores"]
+    if query_id not in query_ids:
+        raise TandemError(
+            f"{folder} was not trained on a question {query_id!r}; one that it was is {query_ids[0]!r}."
+        )
+    number = query_ids.index(query_id)
+    dataset = load_dataset(read_json(folder / RUN)["data"]["path"])
+    verdicts = np.load(listed / "verdicts.npy", allow_pickle=False)[number]
+    verdicts = np.pad(verdicts, (0, rows.shape[1] - len(verdicts)))
+    scores = np.load(scored / "scores.npy", allow_pickle=False)[number] if "slope" in about else None
+    own = lists.passages[lists.query_rows == number]
+    candidates = []
+    for place in np.flatnonzero(rows[number] >= 0).tolist():
+        score = None if scores is None else float(scores[place])
+        candidates.append(
+            _candidate(
+                dataset,
+                int(rows[number, place]),
+                place + 1,
+                float(retriever_scores[number, place]),
+                score,
+                Verdict(int(verdicts[place])),
+                about,
+                own,
+            )
+        )
+    outside = np.setdiff1d(own[own >= 0], rows[number]).tolist()
+    candidates += [_candidate(dataset, row, None, None, None, Verdict.NONE, about, own) for row in outside]
+    labelled = query_id in dataset.qrels.get("train", {})
+    return Explanation(query_id, dataset.queries[query_id], not labelled and len(own) > 0, candidates)
+
+
+def _candidate(
+    dataset: Dataset,
+    row: int,
+    rank: int | None,
+    retriever_score: float | None,
+    reranker_score: float | None,
+    verdict: Verdict,
+    about: dict[str, Any],
+    own: Any,
+) -> Candidate:
+    passage = dataset.passages[row]
+    confidence = None
+    if reranker_score is not None:
+        confidence = float(Calibration(about["slope"], about["offset"]).confidence(np.array([reranker_score]))[0])
+    heads = int((own[:, 0] == row).sum())
+    why = WHY[verdict].format(confidence=confidence, low=about.get("low"), high=about.get("high"))
+    if rank is None:
+        why = (
+            "labelled positive that was not retrieved"
+            if heads
+            else "drawn from outside the candidates to fill a list"
+        )
+    name = "outside" if rank is None else verdict.name.lower().replace("_", " ")
+    return Candidate(
+        rank,
+        passage.id,
+        passage.title,
+        retriever_score,
+        reranker_score,
+        confidence,
+        name,
+        why,
+        int((own == row).any(axis=1).sum()),
+        heads,
+    )

@@ -1,0 +1,138 @@
+"""The retriever's contrastive warm-up: the loss by hand, and the same gradient however large the batch."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from tandemqa.data.dataset import load_dataset
+from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
+from tandemqa.lists.build import NO_PASSAGE, TrainingLists
+from tandemqa.training.batch import Texts
+from tandemqa.training.contrastive import Contrastive, contrastive_loss
+from tandemqa.training.loop import TrainingConfig, fit
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """Exact comparisons need full precision."""
+    monkeypatch.setattr("tandemqa.encoders.backbone.has_bfloat16", lambda device: False)
+
+
+@pytest.fixture(scope="module")
+def texts(tiny_dataset, tiny_model):
+    dataset = load_dataset(tiny_dataset)
+    retriever = DualEncoder.load(RetrieverConfig(model=str(tiny_model)))
+    return Texts(
+        retriever.tokenize(list(dataset.queries.values())),
+        retriever.tokenize([passage.full for passage in dataset.passages]),
+    )
+
+
+def objective(retriever, texts, micro_tokens=10**9, same_text=None, positives=None):
+    passages = np.array([[0, 9], [1, 8], [2, NO_PASSAGE], [3, 0], [4, 1], [0, 7]], dtype=np.int32)
+    lists = TrainingLists(np.array([0, 1, 2, 3, 4, 0], dtype=np.int32), passages)
+    positives = positives or [[0, 5], [1], [2], [3], [4]]
+    same_text = np.arange(40, dtype=np.int64) if same_text is None else same_text
+    return Contrastive(retriever, texts, lists, positives, same_text, 0.05, micro_tokens)
+
+
+def load(tiny_model, **settings):
+    return DualEncoder.load(RetrieverConfig(model=str(tiny_model), **settings))
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_the_loss_is_that_of_float64_by_hand():
+    generator = np.random.default_rng(0)
+    queries, passages = generator.normal(size=(3, 5)), generator.normal(size=(4, 5))
+    target = np.array([2, 0, 3])
+    allowed = np.array([[1, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]], dtype=bool)
+    expected = []
+    for q in range(3):
+        scores = queries[q] @ passages.T / 0.7
+        expected.append(np.log(np.exp(scores[allowed[q]]).sum()) - scores[target[q]])
+    loss = contrastive_loss(
+        torch.tensor(queries), torch.tensor(passages), torch.tensor(target), torch.tensor(allowed), 0.7
+    )
+    np.testing.assert_allclose(loss.numpy(), expected, atol=1e-5)
+
+
+def test_every_passage_of_the_batch_is_a_negative_but_no_positive_and_no_copy_of_one(tiny_model, texts):
+    retriever = load(tiny_model)
+    same_text = np.arange(40, dtype=np.int64)
+    same_text[8] = same_text[2]  # passage 8 reads like passage 2, the positive of question 2
+    record = objective(retriever, texts, same_text=same_text).backward(np.arange(6))
+    # By hand, each text alone in a batch.
+    with torch.no_grad():
+        q = {
+            i: retriever(retriever.format.pad([retriever.frame(texts.queries[i], "query")]), "query")[0]
+            for i in range(5)
+        }
+        p = {
+            i: retriever(retriever.format.pad([retriever.frame(texts.passages[i], "passage")]), "passage")[0]
+            for i in (0, 1, 2, 3, 4, 7, 8, 9)
+        }
+    columns = [0, 1, 2, 3, 4, 7, 8, 9]
+    forbidden = {0: {0, 5}, 1: {1}, 2: {2, 8}, 3: {3}, 4: {4}}
+    losses = []
+    for question, positive in zip([0, 1, 2, 3, 4, 0], [0, 1, 2, 3, 4, 0], strict=True):
+        seen = [c for c in columns if c == positive or c not in forbidden[question]]
+        scores = torch.stack([q[question] @ p[c] for c in seen]) / 0.05
+        losses.append(float(torch.logsumexp(scores, 0) - scores[seen.index(positive)]))
+    assert record["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("towers", ["shared", "untied"])
+def test_a_cut_batch_gives_the_gradient_of_the_whole(towers, dropout, tiny_model, texts, monkeypatch):
+    # Parts of a few texts each: with dropout, the whole must be cut alike to draw the same masks.
+    monkeypatch.setattr("tandemqa.training.batch.TOKEN_BUDGET", 40)
+    whole = load(tiny_model, towers=towers, dropout=dropout)
+    cut = copy.deepcopy(whole)
+    results = []
+    for retriever, micro_tokens in ((whole, 10**9), (cut, 1)):
+        task = objective(retriever, texts, micro_tokens)
+        task.model.train()
+        torch.manual_seed(3)
+        record = task.backward(np.arange(6))
+        results.append((record["loss"], gradients(retriever), torch.get_rng_state()))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)
+    assert results[0][1].keys() == results[1][1].keys()
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][name], atol=1e-5, rtol=1e-4)
+    assert torch.equal(results[0][2], results[1][2]), "what follows draws the same random numbers"
+
+
+def test_a_large_batch_holds_the_activations_of_one_part_at_a_time(tiny_model, texts, monkeypatch):
+    monkeypatch.setattr("tandemqa.training.batch.TOKEN_BUDGET", 40)
+    retriever = load(tiny_model)
+
+    def saved_bytes(micro_tokens: int) -> int:
+        alive, most = [0], [0]
+
+        class Held:
+            def __init__(self, tensor):
+                self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+                alive[0] += self.size
+                most[0] = max(most[0], alive[0])
+
+            def __del__(self):
+                alive[0] -= self.size
+
+        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+            objective(retriever, texts, micro_tokens).backward(np.arange(6))
+        return most[0]
+
+    assert saved_bytes(1) < 0.5 * saved_bytes(10**9)
+
+
+def test_training_puts_the_positive_first(tiny_model, texts, tmp_path):
+    retriever = load(tiny_model)
+    task = objective(retriever, texts, positives=[[0], [1], [2], [3], [4]])
+    fit(task, TrainingConfig(epochs=60, batch_lists=6, retriever_rate=1e-3), 1, tmp_path, "warm")
+    vectors = retriever.encode(texts.queries[:5], "query"), retriever.encode(texts.passages[:10], "passage")
+    assert (vectors[0] @ vectors[1].T).argmax(1).tolist() == [0, 1, 2, 3, 4]
