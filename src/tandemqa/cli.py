@@ -237,7 +237,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look.")] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """List the training runs in a folder: how far each one is, and how good.
+    """List training runs: how far each is, and how good.
 
     \b
     Example:
