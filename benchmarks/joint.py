@@ -24,7 +24,7 @@ from tandemqa.data.tokens import passage_tokens
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.evaluation.blend import learn_blend
 from tandemqa.evaluation.metrics import bootstrap_interval, counted_queries, evaluate_run
-from tandemqa.files import whole_folder, write_json
+from tandemqa.files import read_json, whole_folder, write_json
 from tandemqa.index.vectors import passage_index
 from tandemqa.search.rank import blended, reranker_scores, retrieve
 
@@ -56,8 +56,11 @@ def main() -> None:
     dataset = load_dataset(part)
     common = ["evaluation.split=null", f"seed={options.seed}", *options.set]
     base = DualEncoder.load(load_recipe(options.recipe, common).retriever)
-    results = {}
+    measured = options.out / "joint.json"
+    results = read_json(measured)["results"] if measured.exists() else {}
     for name, weights in VARIANTS.items():
+        if name in results:
+            continue
         folder = options.out / name.replace(" ", "-").replace(",", "")
         share_stages(options.out / "warm-up-only", folder)
         settings = ["joint.epochs=0"]
@@ -65,9 +68,7 @@ def main() -> None:
             settings = [f"loss.{key}={value}" for key, value in zip(WEIGHTS, weights, strict=True)]
         bundle = train(dataset, folder, load_recipe(options.recipe, [*common, *settings]))
         results[name] = measure(bundle, base, dataset, options.depth)
-        write_json(
-            options.out / "joint.json", {"options": vars(options) | {"out": str(options.out)}, "results": results}
-        )
+        write_json(measured, {"options": vars(options) | {"out": str(options.out)}, "results": results})
         print(
             f"{name:24}" + "".join(f"  {what} {figure[0]:.4f}" for what, figure in results[name].items()), flush=True
         )

@@ -16,7 +16,7 @@ from tandemqa.index.vectors import passage_index
 from tandemqa.search.rank import rerank, retrieve
 
 MEDQUAD = Path(__file__).parents[2] / "shared" / "data" / "medquad"
-TRAIN, DEV, OTHERS = 120, 50, 120
+TRAIN, DEV, OTHERS = 160, 80, 900
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from tandemqa.search.searcher import Answer, Searcher
 DEPTH = 20
 # Asked of topics that no training question comes from.
 QUESTIONS = 3
+SHOWN = 3  # passages of each
 
 
 def run_demo(out: Path, as_json: bool) -> None:
@@ -39,7 +40,7 @@ def run_demo(out: Path, as_json: bool) -> None:
     _say("\n3. Measuring on the test questions; no training question is about their topics.")
     report = evaluate(bundle, questions, "test", DEPTH)
     index = Index.build(bundle, questions, out / "index")
-    answers = Searcher(index, bundle).search_many(_examples(questions), k=1, depth=DEPTH)
+    answers = Searcher(index, bundle).search_many(_examples(questions), k=SHOWN, depth=DEPTH)
     minutes = (time.monotonic() - started) / 60
     if as_json:
         print(json.dumps(_as_json(report, answers, minutes), indent=2, ensure_ascii=False))
@@ -58,7 +59,10 @@ def _examples(dataset: Dataset) -> list[str]:
 
 
 def _as_json(report: Report, answers: list[Answer], minutes: float) -> dict[str, object]:
-    found = [{"question": a.question, "id": a[0].id, "score": a[0].score, "text": a[0].text} for a in answers]
+    found = [
+        {"question": a.question, "passages": [{"id": h.id, "score": h.score, "text": h.text} for h in a]}
+        for a in answers
+    ]
     return {**report.as_json(), "answers": found, "minutes": round(minutes, 2)}
 
 
@@ -66,9 +70,9 @@ def _as_text(report: Report, answers: list[Answer], minutes: float, out: Path) -
     tandemqa, place = shlex.quote(sys.argv[0]), shlex.quote(str(out))
     parts = ["", report.table(), ""]
     for answer in answers:
-        hit = answer[0]
-        parts += [f"? {answer.question}", f"  {hit.title}"]
-        parts += [f"  {line}" for line in textwrap.wrap(textwrap.shorten(hit.text, 300, placeholder=" ..."), 92)]
+        parts += [f"? {answer.question}"]
+        for hit in answer:
+            parts += [f"  {hit.rank}. {hit.title}", f"     {textwrap.shorten(hit.text, 90, placeholder=' ...')}"]
         parts += [""]
     parts += [
         f"{minutes:.1f} minutes. Go on with",
