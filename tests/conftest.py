@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,29 @@ CORPUS = [
      ["when does a function stop calling itself"]),
 ]  # fmt: skip
 QUERIES = [(text, row) for row, (_, _, questions) in enumerate(CORPUS) for text in questions]
+
+# Every stage there is, on a corpus of forty passages.
+WHOLE = [
+    "data.questions=12",
+    "data.unlabelled=6",
+    "warm_retriever.epochs=1",
+    "warm_retriever.batch_lists=4",
+    "mine.depth=20",
+    "mine.source=fused",
+    "warm_lists.size=3",
+    "warm_lists.depth=20",
+    "warm_reranker.epochs=3",
+    "warm_reranker.batch_lists=4",
+    "lists.size=4",
+    "lists.depth=20",
+    "lists.denoised_share=0.5",
+    "lists.thresholds=quantile",
+    "lists.low=0.5",
+    "joint.batch_lists=4",
+    "refresh_steps=2",
+    "rounds=2",
+    "evaluation.depth=10",
+]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -150,3 +174,20 @@ def tiny_bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     about = {"recipe": recipe.model_dump(), "started_from": str(tiny_model)}
     save_bundle(folder, DualEncoder.load(recipe.retriever), reranker, about)
     return folder
+
+
+def whole(model: Path, *more: str) -> Any:
+    """The recipe `WHOLE` of these base models, with more settings."""
+    from tandemqa.recipe.config import load_recipe
+
+    return load_recipe("quick", [*WHOLE, f"retriever.model={model}", f"reranker.model={model}", *more])
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_model: Path, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of every stage there is; tests that change its files work on a copy."""
+    from tandemqa.recipe.train import train
+
+    run = tmp_path_factory.mktemp("chain") / "run"
+    train(tiny_dataset, run, whole(tiny_model))
+    return run

@@ -4,11 +4,11 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import WHOLE, whole
 
 from tandemqa.data.dataset import load_dataset
 from tandemqa.errors import TandemError
@@ -19,45 +19,12 @@ from tandemqa.recipe.explain import explain
 from tandemqa.recipe.plan import plan, runs
 from tandemqa.recipe.train import train
 
-# Every stage there is, on a corpus of forty passages.
-WHOLE = [
-    "data.questions=12",
-    "data.unlabelled=6",
-    "warm_retriever.epochs=1",
-    "warm_retriever.batch_lists=4",
-    "mine.depth=20",
-    "mine.source=fused",
-    "warm_lists.size=3",
-    "warm_lists.depth=20",
-    "warm_reranker.epochs=3",
-    "warm_reranker.batch_lists=4",
-    "lists.size=4",
-    "lists.depth=20",
-    "lists.denoised_share=0.5",
-    "lists.thresholds=quantile",
-    "lists.low=0.5",
-    "joint.batch_lists=4",
-    "refresh_steps=2",
-    "rounds=2",
-    "evaluation.depth=10",
-]
 STAGES = [
     "warm_retriever",
     *("mine", "warm_reranker", "score", "lists", "joint"),
     *("mine-2", "warm_reranker-2", "score-2", "lists-2", "joint-2"),
     "evaluate",
 ]
-
-
-def whole(model: Path, *more: str):
-    return load_recipe("quick", [*WHOLE, f"retriever.model={model}", f"reranker.model={model}", *more])
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_model, tiny_dataset, tmp_path_factory):
-    run = tmp_path_factory.mktemp("chain") / "run"
-    train(tiny_dataset, run, whole(tiny_model))
-    return run
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tandemqa.files import read_json
 from tandemqa.index.index import Index
 from tandemqa.search.searcher import Answer, Hit, Searcher
 
-HEAVY = {"torch", "transformers", "numpy", "pydantic", "faiss", "bm25s", "safetensors", "yaml", "rich"}
+HEAVY = {"torch", "transformers", "numpy", "pydantic", "faiss", "bm25s", "safetensors", "yaml", "rich", "matplotlib"}
 COMMANDS = [str(command.callback.__name__) for command in app.registered_commands if command.callback]
 
 

@@ -292,6 +292,35 @@ def explain(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A training run, finished or not.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page to write; RUN/report.html if not given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page about a training run: figures, curves, examples.
+
+    One HTML file that needs no other: metrics of each stage with their intervals, the re-ranker's confidence of the
+    candidates, suspected unlabelled positives to read, training curves, and the questions won and lost against the
+    start. Needs pip install 'tandemqa[report]'.
+
+    \b
+    Examples:
+      tandemqa report run
+      tandemqa report run --out page.html
+    """
+    from tandemqa.report.page import write_report
+
+    page = out or run / "report.html"
+    write_report(run, page)
+    if as_json:
+        _print_json({"report": str(page)})
+    else:
+        typer.echo(f"The report is {page}; open it in a browser.")
+
+
+@app.command()
 def index(
     bundle: BundlePath,
     data: DataPath,

@@ -46,8 +46,8 @@ class Stage:
     def changes(self) -> list[str]:
         """What a result in the folder depends on that is different now, a phrase each."""
         path = self.folder / "stage.json"
-        before = dict(_leaves(read_json(path).get("depends_on", {}), "")) if path.exists() else {}
-        now = dict(_leaves(self.depends_on, ""))
+        before = dict(leaves(read_json(path).get("depends_on", {}))) if path.exists() else {}
+        now = dict(leaves(self.depends_on))
         phrases = []
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
@@ -73,7 +73,7 @@ class Stage:
         """Read the result in this block; what is missing or damaged is a `TandemError` that names the folder."""
         try:
             yield
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, RuntimeError, SafetensorError, BadZipFile) as error:
             raise TandemError(
                 f"The stage in {self.folder} is damaged ({error}); remove that folder, the stage is run again."
             ) from error
@@ -83,9 +83,10 @@ class Stage:
         write_json(self.folder / "stage.json", about)
 
 
-def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested dictionaries, each with the names that lead to it, joined by dots."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
