@@ -13,7 +13,7 @@ from conftest import WHOLE, whole
 from tandemqa.data.dataset import load_dataset
 from tandemqa.errors import TandemError
 from tandemqa.files import read_json
-from tandemqa.lists.build import TrainingLists
+from tandemqa.lists.build import TrainingLists, Verdict
 from tandemqa.recipe.config import load_recipe
 from tandemqa.recipe.explain import explain
 from tandemqa.recipe.plan import plan, runs
@@ -95,6 +95,25 @@ def test_explain_tells_what_became_of_each_candidate(finished, tiny_dataset):
     own = lists.passages[lists.query_rows == 0]
     assert sum(candidate.lists for candidate in explanation.candidates) == (own >= 0).sum()
     assert sum(candidate.heads for candidate in explanation.candidates) == len(own)
+
+
+def test_explain_tells_a_pseudo_label_from_a_label_even_where_the_dataset_has_one(finished, tiny_dataset, tmp_path):
+    """Question 12 is the first whose labels were not read; its best candidate is made to head a list."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    with np.load(run / "stages" / "mine" / "candidates.npz") as arrays:
+        query_id, rows = str(arrays["query_ids"][12]), arrays["rows"][12]
+    assert query_id in load_dataset(tiny_dataset).qrels["train"]
+    listed = run / "stages" / "lists"
+    TrainingLists(np.array([12], dtype=np.int32), rows[None, :4]).save(listed / "lists.npz")
+    verdicts = np.load(listed / "verdicts.npy")
+    verdicts[12] = Verdict.NEGATIVE
+    verdicts[12, 0] = Verdict.LABELLED
+    np.save(listed / "verdicts.npy", verdicts)
+    explanation = explain(run, query_id)
+    assert explanation.pseudo_labelled
+    first, second, *_ = explanation.candidates
+    assert first.why.startswith("taken for the positive") and (first.heads, first.lists) == (1, 1)
+    assert second.why.startswith("negative") and (second.heads, second.lists) == (0, 1)
 
 
 @pytest.mark.parametrize(

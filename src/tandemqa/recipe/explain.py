@@ -75,6 +75,8 @@ def explain(run: str | Path, query_id: str, round_number: int = 1) -> Explanatio
     verdicts = np.pad(verdicts, (0, rows.shape[1] - len(verdicts)))
     scores = np.load(scored / "scores.npy", allow_pickle=False)[number] if "slope" in about else None
     own = lists.passages[lists.query_rows == number]
+    # The questions without labels stand behind those with.
+    pseudo_labelled = number >= len(query_ids) - about.get("unlabelled", 0)
     candidates = []
     for place in np.flatnonzero(rows[number] >= 0).tolist():
         score = None if scores is None else float(scores[place])
@@ -88,12 +90,12 @@ def explain(run: str | Path, query_id: str, round_number: int = 1) -> Explanatio
                 Verdict(int(verdicts[place])),
                 about,
                 own,
+                pseudo_labelled,
             )
         )
     outside = np.setdiff1d(own[own >= 0], rows[number]).tolist()
-    candidates += [_candidate(dataset, row, None, None, None, Verdict.NONE, about, own) for row in outside]
-    labelled = query_id in dataset.qrels.get("train", {})
-    return Explanation(query_id, dataset.queries[query_id], not labelled and len(own) > 0, candidates)
+    candidates += [_candidate(dataset, row, None, None, None, Verdict.NONE, about, own, False) for row in outside]
+    return Explanation(query_id, dataset.queries[query_id], pseudo_labelled and len(own) > 0, candidates)
 
 
 def _candidate(
@@ -105,6 +107,7 @@ def _candidate(
     verdict: Verdict,
     about: dict[str, Any],
     own: Any,
+    pseudo_labelled: bool,
 ) -> Candidate:
     passage = dataset.passages[row]
     confidence = None
@@ -112,6 +115,8 @@ def _candidate(
         confidence = float(Calibration(about["slope"], about["offset"]).confidence(np.array([reranker_score]))[0])
     heads = int((own[:, 0] == row).sum())
     why = WHY[verdict].format(confidence=confidence, low=about.get("low"), high=about.get("high"))
+    if verdict == Verdict.LABELLED and pseudo_labelled:
+        why = f"taken for the positive: of highest confidence, {confidence:.2f}, and above {about['high']:.2f}"
     if rank is None:
         why = (
             "labelled positive that was not retrieved"
