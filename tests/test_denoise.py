@@ -125,7 +125,7 @@ def test_pseudo_labelled_questions_have_denoised_lists_only():
     scores = np.tile(np.r_[4.0, 3.9, -np.arange(1, 9)].astype(np.float32), (40, 1))
     config = ListsConfig(size=4, depth=10, denoised_share=0.0, low=0.3, high=0.6)
     drawn, about = denoised_lists(
-        candidates, scores, qrels, [f"q{i}" for i in range(20, 40)], NAMES, TEXTS, config, seed=1
+        candidates, scores, qrels, [f"q{i}" for i in range(20, 40)], NAMES, ROW, TEXTS, config, seed=1
     )
     assert about["unlabelled"] == about["pseudo_labelled"] == 20
     assert about["low"] == 0.3 and about["high"] == 0.6
@@ -144,8 +144,8 @@ def test_quantile_thresholds_cut_the_confidences_of_all_candidates():
     qrels = {f"q{i}": {NAMES[candidates.rows[i, 0]]: 1} for i in range(30)}
     scores = (generator.normal(size=(30, 20)) * 0.01 + np.eye(1, 20) * 0.02).astype(np.float32)
     config = ListsConfig(size=4, depth=20, denoised_share=1.0, thresholds="quantile", low=0.5, high=0.98)
-    drawn, about = denoised_lists(candidates, scores, qrels, [], NAMES, TEXTS, config, seed=1)
-    confidence = fit_calibration(candidates, scores, qrels, NAMES).confidence(scores)
+    drawn, about = denoised_lists(candidates, scores, qrels, [], NAMES, ROW, TEXTS, config, seed=1)
+    confidence = fit_calibration(candidates, scores, qrels, ROW).confidence(scores)
     assert (confidence < about["low"]).mean() == pytest.approx(0.5, abs=0.01)
     assert (confidence > about["high"]).mean() == pytest.approx(0.02, abs=0.01)
     assert (drawn.verdicts == Verdict.NEGATIVE).sum() == ((confidence < about["low"])[:, 1:]).sum()
@@ -153,4 +153,4 @@ def test_quantile_thresholds_cut_the_confidences_of_all_candidates():
 
 def test_a_calibration_without_a_retrieved_positive_is_refused():
     with pytest.raises(TandemError, match="no labelled positive is among the candidates"):
-        fit_calibration(run_of([1, 2]), np.zeros((1, 2), np.float32), {"q0": {"p9": 1}}, NAMES)
+        fit_calibration(run_of([1, 2]), np.zeros((1, 2), np.float32), {"q0": {"p9": 1}}, ROW)

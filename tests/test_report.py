@@ -81,6 +81,7 @@ def telling(copy: Path, tiny_dataset: Path) -> Path:
             {query: dataset.qrels["train"][query] for query in candidates.query_ids[:12]},
             candidates.query_ids[12:],
             dataset.passages.ids,
+            dataset.passages.row,
             np.arange(40, dtype=np.int64),
             ListsConfig(depth=15, size=4, denoised_share=0.5),
             seed=3,

@@ -20,6 +20,7 @@ def denoised_lists(
     qrels: Qrels,
     unlabelled: Sequence[str],
     passage_ids: Sequence[str],
+    passage_row: dict[str, int],
     same_text: npt.NDArray[np.int64],
     config: ListsConfig,
     seed: int,
@@ -29,32 +30,30 @@ def denoised_lists(
     scores: the re-ranker's, float32 of the candidates' shape. Also returns how scores became confidences (`slope`,
     `offset`), the thresholds as confidences (`low`, `high`), and how many unlabelled questions got a label.
     """
-    calibration = fit_calibration(candidates, scores, qrels, passage_ids)
+    calibration = fit_calibration(candidates, scores, qrels, passage_row)
     confidence = calibration.confidence(scores)
     low, high = config.low, config.high
     if config.thresholds == "quantile":
         low, high = np.quantile(confidence[candidates.rows >= 0], [low, high]).tolist()
     labels = pseudo_labels(candidates, confidence, high, unlabelled, passage_ids)
-    row = {name: number for number, name in enumerate(passage_ids)}
     denoising = Denoising(confidence, low, high, config.denoised_share, frozenset(labels))
-    drawn = build_lists(candidates, qrels | labels, row, same_text, config, seed, denoising)
+    drawn = build_lists(candidates, qrels | labels, passage_row, same_text, config, seed, denoising)
     about = {"slope": calibration.slope, "offset": calibration.offset, "low": low, "high": high}
     return drawn, about | {"unlabelled": len(unlabelled), "pseudo_labelled": len(labels)}
 
 
 def fit_calibration(
-    candidates: Run, scores: npt.NDArray[np.float32], qrels: Qrels, passage_ids: Sequence[str]
+    candidates: Run, scores: npt.NDArray[np.float32], qrels: Qrels, passage_row: dict[str, int]
 ) -> Calibration:
     """Fitted on the candidates of labelled questions: labelled positives against all others."""
     positives, others = [], []
     for number, query_id in enumerate(candidates.query_ids):
         if query_id not in qrels:
             continue
-        present = candidates.rows[number] >= 0
-        grades = [qrels[query_id].get(passage_ids[row], 0) for row in candidates.rows[number, present].tolist()]
-        labelled = np.array(grades) > 0
-        positives.append(scores[number, present][labelled])
-        others.append(scores[number, present][~labelled])
+        rows = candidates.rows[number]
+        labelled = np.isin(rows, [passage_row[p] for p, grade in qrels[query_id].items() if grade > 0])
+        positives.append(scores[number, labelled])
+        others.append(scores[number, (rows >= 0) & ~labelled])
     try:
         return calibrate(np.concatenate(positives), np.concatenate(others))
     except ValueError as error:

@@ -332,7 +332,15 @@ class Chain:
         if scores is None:
             return build_lists(candidates, self.qrels, passages.row, self._same_text, self.recipe.lists, seed), {}
         return denoised_lists(
-            candidates, scores, self.qrels, self.unlabelled, passages.ids, self._same_text, self.recipe.lists, seed
+            candidates,
+            scores,
+            self.qrels,
+            self.unlabelled,
+            passages.ids,
+            passages.row,
+            self._same_text,
+            self.recipe.lists,
+            seed,
         )
 
     def _listwise(self, lists: TrainingLists, loss: LossConfig, config: TrainingConfig) -> Listwise:

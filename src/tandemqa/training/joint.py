@@ -53,7 +53,6 @@ class LossConfig(BaseModel):
             kl_weight=0,
             reranker_weight=1,
             retriever_weight=0,
-            retriever_temperature=self.retriever_temperature,
             reranker_temperature=self.reranker_temperature,
             reranker_loss=self.reranker_loss,
         )
