@@ -191,3 +191,16 @@ def finished(tiny_model: Path, tiny_dataset: Path, tmp_path_factory: pytest.Temp
     run = tmp_path_factory.mktemp("chain") / "run"
     train(tiny_dataset, run, whole(tiny_model))
     return run
+
+
+@pytest.fixture(scope="session")
+def texts(tiny_dataset: Path, tiny_model: Path) -> Any:
+    """The questions and passages of the tiny dataset as token ids."""
+    from tandemqa.data.dataset import load_dataset
+    from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
+    from tandemqa.training.batch import Texts
+
+    dataset = load_dataset(tiny_dataset)
+    retriever = DualEncoder.load(RetrieverConfig(model=str(tiny_model)))
+    queries = retriever.tokenize(list(dataset.queries.values()))
+    return Texts(queries, retriever.tokenize([passage.full for passage in dataset.passages]))

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tandemqa.data.dataset import load_dataset
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.lists.build import NO_PASSAGE, TrainingLists
-from tandemqa.training.batch import Texts
 from tandemqa.training.contrastive import Contrastive, contrastive_loss
 from tandemqa.training.loop import TrainingConfig, fit
 
@@ -18,16 +16,6 @@ from tandemqa.training.loop import TrainingConfig, fit
 def float32(monkeypatch):
     """Exact comparisons need full precision."""
     monkeypatch.setattr("tandemqa.encoders.backbone.has_bfloat16", lambda device: False)
-
-
-@pytest.fixture(scope="module")
-def texts(tiny_dataset, tiny_model):
-    dataset = load_dataset(tiny_dataset)
-    retriever = DualEncoder.load(RetrieverConfig(model=str(tiny_model)))
-    return Texts(
-        retriever.tokenize(list(dataset.queries.values())),
-        retriever.tokenize([passage.full for passage in dataset.passages]),
-    )
 
 
 def objective(retriever, texts, micro_tokens=10**9, same_text=None, positives=None):

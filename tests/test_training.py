@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tandemqa.data.dataset import load_dataset
 from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.errors import TandemError
 from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training import loop
-from tandemqa.training.batch import Texts, make_batch, split_rows
+from tandemqa.training.batch import make_batch, split_rows
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 from tandemqa.training.listwise import Listwise
 from tandemqa.training.loop import TrainingConfig, fit
@@ -24,16 +23,6 @@ ALL_TERMS = LossConfig(kl_weight=1.0, reranker_weight=0.7, retriever_weight=0.3)
 def float32(monkeypatch):
     """Exact comparisons need full precision."""
     monkeypatch.setattr("tandemqa.encoders.backbone.has_bfloat16", lambda device: False)
-
-
-@pytest.fixture(scope="module")
-def texts(tiny_dataset, tiny_model):
-    dataset = load_dataset(tiny_dataset)
-    tokenizer = DualEncoder.load(RetrieverConfig(model=str(tiny_model)))
-    return Texts(
-        tokenizer.tokenize(list(dataset.queries.values())),
-        tokenizer.tokenize([passage.full for passage in dataset.passages]),
-    )
 
 
 @pytest.fixture
