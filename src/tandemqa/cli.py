@@ -37,7 +37,10 @@ class _Commands(TyperGroup):
         except OSError as error:
             message, code = f"Error: {error.strerror or error}: {error.filename or 'reading or writing'}", 2
         except KeyboardInterrupt:
-            message, code = "Interrupted; the same command goes on where it stopped.", 130
+            message, code = (
+                "Interrupted; the same command goes on where it stopped.",
+                130,
+            )
         # Told only here: with the exception gone, so are the progress bars, each at the end of a line of its own.
         typer.echo(" ".join(message.splitlines()), err=True)
         raise typer.Exit(code)
