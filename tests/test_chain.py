@@ -4,16 +4,19 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import WHOLE, whole
 
+import tandemqa
 from tandemqa.data.dataset import load_dataset
 from tandemqa.errors import TandemError
 from tandemqa.files import read_json
 from tandemqa.lists.build import TrainingLists, Verdict
+from tandemqa.recipe import stage
 from tandemqa.recipe.config import load_recipe
 from tandemqa.recipe.explain import explain
 from tandemqa.recipe.plan import plan, runs
@@ -53,6 +56,20 @@ def test_a_changed_setting_runs_its_stage_and_all_that_follow(setting, first, fi
         name, value = setting.split("=")
         reason = next(stage.why for stage in planned if stage.stage == first)
         assert name.split(".")[-1] in reason and value in reason
+
+
+def test_changed_code_runs_the_stages_it_belongs_to_and_all_that_follow(
+    finished, tiny_model, tiny_dataset, tmp_path, monkeypatch
+):
+    package = shutil.copytree(Path(tandemqa.__file__).parent, tmp_path / "tandemqa")
+    with (package / "search" / "rank.py").open("a") as file:
+        file.write("# another version\n")
+    monkeypatch.setattr(tandemqa, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(stage, "code_version", stage.code_version.__wrapped__)
+    planned = {each.stage: each for each in plan(load_dataset(tiny_dataset), whole(tiny_model), finished)}
+    assert [name for name, each in planned.items() if not each.runs] == ["warm_retriever"]
+    assert planned["mine"].why == "this version of the program computes it with other code"
+    assert "its input mine changes" in planned["lists"].why and "code" not in planned["lists"].why
 
 
 def test_what_is_finished_is_not_run_again(finished, tiny_model, tiny_dataset, monkeypatch):

@@ -182,8 +182,11 @@ def test_evaluate_writes_a_trec_run_a_stage(tiny_bundle: Path, tiny_dataset: Pat
     stages = ["BM25", "retriever before", "retriever after", "hybrid", "re-ranked"]
     assert [line[:24].rstrip() for line in result.stdout.splitlines()[3:8]] == stages
     files = {path.stem: path.read_text().splitlines() for path in (tmp_path / "runs").iterdir()}
-    assert set(files) == {stage.lower().replace(" ", "-") for stage in stages}
+    assert set(files) == {*(stage.lower().replace(" ", "-") for stage in stages), "qrels"}
     assert len(files["re-ranked"]) == 7 * 10 and files["re-ranked"][0].split()[1] == "Q0"
+    assert (
+        run_json("compare", tmp_path / "runs" / "qrels.txt", tmp_path / "runs" / "re-ranked.trec")["questions"] == 7
+    )
 
 
 def test_inspect_tells_what_each_folder_holds(

@@ -627,7 +627,7 @@ def test_a_file_is_refused_for(tmp_path: Path, name: str, content: str | bytes, 
         ),
         pytest.param("qrels.train.tsv", "9 0 10 1\n", "qrels.train.tsv, line 1", "query id '9'", id="no query"),
         pytest.param("qrels.train.tsv", "1 10\n", "qrels.train.tsv, line 1", "2 columns", id="two columns"),
-        pytest.param("qrels.train.tsv", "1 0 10 x\n", "qrels.train.tsv, line 1", "grade is 'x'", id="a grade x"),
+        pytest.param("qrels.train.tsv", "1 0 10 x\n", "qrels.train.tsv, line 1", "score 'x'", id="a grade x"),
         pytest.param(
             "qidpidtriples.train.small.tsv", "1\t10\n", "small.tsv, line 1", "2 columns", id="half a triple"
         ),

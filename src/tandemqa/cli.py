@@ -391,7 +391,8 @@ def evaluate(
     split: Annotated[str, typer.Option(metavar="SPLIT", help="Questions to measure on: qrels/SPLIT.tsv.")] = "test",
     k: Annotated[int, typer.Option("-k", metavar="N", help="Candidates that are re-ranked.")] = 50,
     run_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write each stage's ranking as DIR/STAGE.trec.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write each stage's ranking as DIR/STAGE.trec, and DIR/qrels.txt."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -14,6 +14,10 @@ from tandemqa.errors import TandemError
 _FIELD = re.compile(r"\S+", re.ASCII)
 
 
+Line = tuple[Path | str, int]
+"""Where something stands: a file and the number of a line, from 1; `fault(*line, what)` is the error for it."""
+
+
 def fault(path: Path | str, number: int, what: str) -> TandemError:
     """The error for line `number` (from 1) of `path`, a file or what else has lines."""
     return TandemError(f"{path}, line {number}: {what}")

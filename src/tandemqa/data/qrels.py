@@ -1,10 +1,10 @@
 """Judgements: which passages answer which query, and the two file formats that carry them, BEIR's and TREC's."""
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
-from tandemqa.data.lines import fault, fields, read_lines
+from tandemqa.data.lines import Line, fault, fields, read_lines
 from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
 
@@ -22,8 +22,26 @@ def read_qrels(path: Path, queries: Container[str] | None = None, passages: Cont
     four of a TREC qrels file (query, iteration, passage, grade), separated by spaces or tabs.
     """
     qrels: Qrels = {}
+    for (_, number), query, passage, grade in judgements(
+        ((path, number), text) for number, _, text in read_lines(path)
+    ):
+        if queries is not None and query not in queries:
+            raise fault(path, number, f"query-id {query!r} is not in queries.jsonl; add it or remove the line.")
+        if passages is not None and passage not in passages:
+            raise fault(path, number, f"corpus-id {passage!r} is not in corpus.jsonl; add it or remove the line.")
+        grades = qrels.setdefault(query, {})
+        if grades.setdefault(passage, grade) != grade:
+            what = f"{query!r} and {passage!r} stand on an earlier line with another score; keep one."
+            raise fault(path, number, what)
+    if not qrels:
+        raise TandemError(f"{path} has no rows; add judgements or remove the file.")
+    return qrels
+
+
+def judgements(lines: Iterable[tuple[Line, str]]) -> Iterator[tuple[Line, str, str, int]]:
+    """Yield (line, query id, passage id, grade) from the lines of a file in either format, row by row."""
     width = 0
-    for number, _, text in read_lines(path):
+    for line, text in lines:
         columns = text.split("\t") if "\t" in text else fields(text)
         if not width:
             width = len(columns)
@@ -31,21 +49,11 @@ def read_qrels(path: Path, queries: Container[str] | None = None, passages: Cont
                 continue
         if len(columns) != width or width not in (3, 4):
             what = f"{len(columns)} columns; write query-id, corpus-id and score, with tabs between."
-            raise fault(path, number, what)
-        query, passage, grade = columns[0], columns[-2], columns[-1].strip()
-        if queries is not None and query not in queries:
-            raise fault(path, number, f"query-id {query!r} is not in queries.jsonl; add it or remove the line.")
-        if passages is not None and passage not in passages:
-            raise fault(path, number, f"corpus-id {passage!r} is not in corpus.jsonl; add it or remove the line.")
+            raise fault(*line, what)
+        grade = columns[-1].strip()
         if not _INTEGER.fullmatch(grade):
-            raise fault(path, number, f"score {grade[:20]!r} is not an integer; write 1 for a positive, 0 otherwise.")
-        grades = qrels.setdefault(query, {})
-        if grades.setdefault(passage, int(grade)) != int(grade):
-            what = f"{query!r} and {passage!r} stand on an earlier line with another score; keep one."
-            raise fault(path, number, what)
-    if not qrels:
-        raise TandemError(f"{path} has no rows; add judgements or remove the file.")
-    return qrels
+            raise fault(*line, f"score {grade[:20]!r} is not an integer; write 1 for a positive, 0 otherwise.")
+        yield line, columns[0], columns[-2], int(grade)
 
 
 def write_qrels(qrels: Qrels, path: Path) -> None:

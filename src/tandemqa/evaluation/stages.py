@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tandemqa.data.dataset import Dataset, load_dataset
+from tandemqa.data.qrels import write_qrels
 from tandemqa.data.runs import Run
 from tandemqa.data.tokens import passage_tokens
 from tandemqa.encoders.bundle import Bundle
@@ -38,7 +39,7 @@ def evaluate(
 
     "Before" is left out where the model that the training started from cannot be loaded any more. Where the final
     ranking blends in the retriever's score, "re-ranker alone" is what it would be without. `run_dir` receives a TREC
-    run file a stage.
+    run file a stage, and the judgements as `qrels.txt`, so that any tool that reads TREC files can check the figures.
     """
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
@@ -47,6 +48,7 @@ def evaluate(
     rankings = rank_stages(bundle, dataset, split, k)
     if run_dir is not None:
         write_runs(rankings.final(bundle.blend), Path(run_dir), dataset.passages.ids)
+        write_qrels(dataset.judged(split), Path(run_dir) / "qrels.txt")
     return rankings.report(bundle.blend)
 
 

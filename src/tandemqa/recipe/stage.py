@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -17,18 +18,31 @@ from tandemqa.files import read_json, write_json
 
 State = Literal["complete", "unfinished", "changed", "new"]
 
+# The package's folders whose code decides a stage's result, by the stage's name without its round.
+_TRAINS = ("data", "encoders", "lists", "training")
+CODE = {
+    "warm_retriever": (*_TRAINS, "index"),
+    "mine": ("data", "encoders", "index", "search"),
+    "warm_reranker": _TRAINS,
+    "score": ("data", "encoders", "search"),
+    "lists": ("data", "lists"),
+    "joint": (*_TRAINS, "index", "search"),
+    "evaluate": ("data", "encoders", "index", "search", "evaluation"),
+}
+
 
 class Stage:
     """`folder` holds a stage's result, `stage.json` what it depends on and whether it is complete.
 
     `key` identifies everything that the result depends on: settings, inputs (by their own keys or fingerprints) and
-    the version of this program. Making a `Stage` changes nothing on disk.
+    the source code that makes it. Making a `Stage` changes nothing on disk.
     """
 
     def __init__(self, folder: Path, depends_on: dict[str, Any]) -> None:
         self.folder = folder
         # As JSON gives it back, so that what was stored compares equal.
-        self.depends_on: dict[str, Any] = json.loads(json.dumps({"version": tandemqa.__version__, **depends_on}))
+        code = code_version(*CODE[folder.name.partition("-")[0]])
+        self.depends_on: dict[str, Any] = json.loads(json.dumps({"code": code, **depends_on}))
         text = json.dumps(self.depends_on, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -51,7 +65,9 @@ class Stage:
         phrases = []
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
-                if name.startswith("input "):
+                if name == "code":
+                    phrases.append("this version of the program computes it with other code")
+                elif name.startswith("input "):
                     phrases.append(f"its {name} changes")
                 else:
                     phrases.append(f"{name} was {before.get(name, 'not set')}, is {now.get(name, 'not set')}")
@@ -81,6 +97,17 @@ class Stage:
     def _write(self, complete: bool) -> None:
         about = {"key": self.key, "complete": complete, "depends_on": self.depends_on}
         write_json(self.folder / "stage.json", about)
+
+
+@cache
+def code_version(*rooms: str) -> str:
+    """Sixteen hexadecimal digits that identify the source code in these folders of the package, and of the chain."""
+    package = Path(tandemqa.__file__).parent
+    digest = hashlib.sha256()
+    files = [path for room in rooms for path in sorted((package / room).rglob("*.py"))]
+    for path in (*files, package / "recipe" / "chain.py"):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

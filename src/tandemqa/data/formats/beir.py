@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from tandemqa.data.formats.qrels import judgements
-from tandemqa.data.formats.source import records
+from tandemqa.data.formats.source import lines, records
 from tandemqa.data.formats.target import Target
 from tandemqa.data.lines import string_field
+from tandemqa.data.qrels import judgements
 
 
 def fits(source: Path) -> bool:
@@ -20,5 +20,5 @@ def read(source: Path, split: str, out: Target) -> None:
     for line, record in records(source / "queries.jsonl"):
         out.query(line, string_field(*line, record, "text"), record["_id"])
     for path in sorted((source / "qrels").glob("[!.]*.tsv")):
-        for line, query, passage, grade in judgements(path):
+        for line, query, passage, grade in judgements(lines(path)):
             out.judge(line, path.stem, query, passage, grade)

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tandemqa.data.formats.source import Line, first_line, items
+from tandemqa.data.formats.source import first_line, items
 from tandemqa.data.formats.target import Target
-from tandemqa.data.lines import fault, string_field
+from tandemqa.data.lines import Line, fault, string_field
 
 _GRADES = {"positive_ctxs": 1, "hard_negative_ctxs": 0, "negative_ctxs": 0}
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from tandemqa.data.formats import pairs
 from tandemqa.data.formats.extra import needed
-from tandemqa.data.formats.source import Line
 from tandemqa.data.formats.target import Target
+from tandemqa.data.lines import Line
 from tandemqa.errors import TandemError
 from tandemqa.progress import track
 

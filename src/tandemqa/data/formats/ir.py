@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from tandemqa.data.formats.extra import needed
-from tandemqa.data.formats.source import Line
 from tandemqa.data.formats.splits import split_in
 from tandemqa.data.formats.target import Target
+from tandemqa.data.lines import Line
 from tandemqa.errors import TandemError
 from tandemqa.progress import track
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from tandemqa.data.formats.qrels import judgements
-from tandemqa.data.formats.source import Line, lines
+from tandemqa.data.formats.source import lines
 from tandemqa.data.formats.splits import split_in
 from tandemqa.data.formats.target import Target
-from tandemqa.data.lines import fault, fields
+from tandemqa.data.lines import Line, fault, fields
+from tandemqa.data.qrels import judgements
 from tandemqa.errors import TandemError
 
 
@@ -29,7 +29,7 @@ def read(source: Path, split: str, out: Target) -> None:
             out.query(line, text, name)
     triples = sorted(source.glob("qidpidtriples*.tsv"))
     for path in sorted(source.glob("qrels*.tsv")) if triples else _all(source, "qrels*.tsv"):
-        for line, query, passage, grade in judgements(path):
+        for line, query, passage, grade in judgements(lines(path)):
             out.judge(line, split_in(path.name, split), query, passage, grade)
     for path in triples:
         for line, text in lines(path):

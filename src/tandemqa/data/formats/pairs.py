@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tandemqa.data.formats.source import Line, first_line, integer, objects, rows
+from tandemqa.data.formats.source import first_line, integer, objects, rows
 from tandemqa.data.formats.target import Target
-from tandemqa.data.lines import fault, string_field
+from tandemqa.data.lines import Line, fault, string_field
 
 _QUESTION = ("question", "query")
 _PASSAGE = ("passage", "positive", "text")

@@ -14,12 +14,9 @@ from typing import Any, BinaryIO, TypeVar
 
 from tqdm import tqdm
 
-from tandemqa.data.lines import fault, opened, raw_lines, read_lines, read_objects, read_records
+from tandemqa.data.lines import Line, fault, opened, raw_lines, read_lines, read_objects, read_records
 from tandemqa.errors import TandemError
 from tandemqa.progress import bar
-
-Line = tuple[Path | str, int]
-"""Where something stands: a file and the number of a line, from 1; `fault(*line, what)` is the error for it."""
 
 T = TypeVar("T")
 

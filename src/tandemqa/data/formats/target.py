@@ -6,8 +6,7 @@ from typing import Any
 
 from tandemqa.data.formats.judgements import Judgements
 from tandemqa.data.formats.ledger import Ledger, digest
-from tandemqa.data.formats.source import Line
-from tandemqa.data.lines import fault
+from tandemqa.data.lines import Line, fault
 
 _BREAKS_A_ROW = set("\t\r\n")
 _as_json = json.JSONEncoder(ensure_ascii=False).encode
