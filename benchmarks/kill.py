@@ -73,7 +73,7 @@ def main() -> None:
         while found.total() < options.kills:
             runs += 1
             out = work / f"killed-{runs}"
-            while (stage := finish(data, out, recipe, generator.uniform(1, seconds / 2))) is not None:
+            while (stage := finish(data, out, recipe, generator.uniform(1, seconds / 4))) is not None:
                 found[stage] += 1
             differing = [name for name, digest in expected.items() if digests(out).get(name) != digest]
             if differing:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tandemqa import processes
 from tandemqa.errors import TandemError
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ class _Commands(TyperGroup):
             raise  # Typer ends in silence
         except OSError as error:
             message, code = f"Error: {error.strerror or error}: {error.filename or 'reading or writing'}", 2
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             message, code = (
-                "Interrupted; the same command goes on where it stopped.",
+                str(error) or "Interrupted; nothing is left half-written. Give the same command again.",
                 130,
             )
         # Told only here: with the exception gone, so are the progress bars, each at the end of a line of its own.
@@ -193,12 +194,15 @@ def train(
       tandemqa train data --out run
       tandemqa train data --out run --set joint.epochs=2 --set data.questions=1000
       tandemqa train data --out run --recipe mine.yaml --set retriever.model=/models/my-encoder
+      torchrun --nproc-per-node 4 -m tandemqa train data --out run      (one process a GPU)
     """
     from tandemqa.evaluation.report import Report
     from tandemqa.recipe.config import load_recipe
     from tandemqa.recipe.train import train as run_recipe
 
     bundle = run_recipe(data, out, load_recipe(recipe, settings or ()))
+    if not processes.is_main():
+        return
     if as_json:
         _print_json({"bundle": str(bundle.folder), **bundle.about})
         return

@@ -5,12 +5,15 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from tandemqa import processes
+
 T = TypeVar("T")
 
 
 def bar(what: str, total: int, unit: str) -> "tqdm[Any]":
     """A bar to be moved by hand: `with bar("encode", 1000, "passage") as b: b.update(32)`."""
-    return tqdm(total=total, desc=what, unit=f" {unit}", dynamic_ncols=True, mininterval=0.5, leave=True)
+    hidden = not processes.is_main()
+    return tqdm(total=total, desc=what, unit=f" {unit}", dynamic_ncols=True, mininterval=0.5, disable=hidden)
 
 
 def track(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:

@@ -32,6 +32,11 @@ class TokenBatch:
     attention_mask: Tensor
     type_ids: Tensor | None
 
+    def rows(self, chosen: slice) -> "TokenBatch":
+        """Some of the sequences, padded as they are."""
+        types = None if self.type_ids is None else self.type_ids[chosen]
+        return TokenBatch(self.input_ids[chosen], self.attention_mask[chosen], types)
+
     def to(self, device: torch.device) -> "TokenBatch":
         types = None if self.type_ids is None else self.type_ids.to(device)
         return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), types)

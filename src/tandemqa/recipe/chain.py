@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tandemqa import processes
 from tandemqa.data.dataset import Dataset
 from tandemqa.data.runs import Run
 from tandemqa.data.tokens import passage_tokens
@@ -59,12 +60,16 @@ class Step:
     def name(self) -> str:
         return self.stage.folder.name
 
+    @property
+    def trains(self) -> bool:
+        return self.name.startswith(("warm_", "joint"))
+
 
 class Chain:
     """The stages of a recipe on a dataset, under `folder`, and the two models as far as they have been trained.
 
     `steps` lists them in order; `run` does what is missing and leaves the trained models in `retriever` and
-    `reranker`.
+    `reranker`. Several processes (see `tandemqa.processes`) train together; the other stages run in the main one.
     """
 
     def __init__(self, dataset: Dataset, recipe: Recipe, folder: Path) -> None:
@@ -88,13 +93,21 @@ class Chain:
 
     def run(self) -> None:
         """Run the stages that have no result yet."""
+        with processes.main_first():
+            _ = self._retriever_texts, self._reranker_texts
         for step in self.steps:
-            if step.stage.state != "complete":
+            if processes.decided(step.stage.state == "complete"):
+                continue
+            if processes.is_main():
                 step.stage.begin()
-                self._stand(step.before)
+            processes.wait()
+            self._stand(step.before)
+            if step.trains or processes.is_main():
                 step.run(step.stage.folder)
+            if processes.is_main():
                 step.stage.finish()
                 (step.stage.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+            processes.wait()
         self._stand(self.end)
 
     def _lay_out(self) -> Standing:
@@ -202,8 +215,7 @@ class Chain:
 
     def _warm_retriever(self, folder: Path, name: str, seed: int) -> None:
         config = self.recipe.warm_retriever
-        lists = self._warm_retriever_lists(seed)
-        lists.save(folder / "lists.npz")
+        lists = _made_once(folder / "lists.npz", lambda: self._warm_retriever_lists(seed))
         objective = Contrastive(
             self.retriever,
             self._retriever_texts,
@@ -215,6 +227,7 @@ class Chain:
             self._same_text,
             config.temperature,
             config.micro_tokens,
+            config.precision,
         )
         fit(objective, config, seed, folder, name)
         self._save_models(folder, retriever=True)
@@ -247,8 +260,11 @@ class Chain:
     def _warm_reranker(self, folder: Path, name: str, mined: Stage, seed: int) -> None:
         config = self.recipe.warm_reranker
         row = self.dataset.passages.row
-        lists = build_lists(_load_run(mined), self.qrels, row, self._same_text, self.recipe.warm_lists, seed).lists
-        lists.save(folder / "lists.npz")
+        draw = self.recipe.warm_lists
+        lists = _made_once(
+            folder / "lists.npz",
+            lambda: build_lists(_load_run(mined), self.qrels, row, self._same_text, draw, seed).lists,
+        )
         fit(self._listwise(lists, self.recipe.loss.reranker_alone(), config), config, seed, folder, name)
         self._save_models(folder, reranker=True)
 
@@ -291,8 +307,8 @@ class Chain:
 
     def _refreshed(self, folder: Path, seed: int) -> Listwise:
         """Lists from the models in the midst of their training; found in `folder` after an interruption."""
-        path = folder / "lists.npz"
-        if not path.exists():
+
+        def made() -> TrainingLists:
             index = None
             if self.recipe.mine.source != "bm25":
                 index = DenseIndex.build(
@@ -305,8 +321,9 @@ class Chain:
                 scores = reranker_scores(self.reranker, candidates, texts.queries, texts.passages, show="score")
             drawn, about = self._draw(candidates, scores, seed)
             write_json(folder / "lists.json", about | {"counts": drawn.counts})
-            drawn.lists.save(path)
-        return self._listwise(TrainingLists.load(path), self.recipe.loss, self.recipe.joint)
+            return drawn.lists
+
+        return self._listwise(_made_once(folder / "lists.npz", made), self.recipe.loss, self.recipe.joint)
 
     # What several stages do.
 
@@ -352,6 +369,7 @@ class Chain:
             lists,
             loss,
             config.micro_tokens,
+            config.precision,
         )
 
     def _stand(self, standing: Standing) -> None:
@@ -365,7 +383,7 @@ class Chain:
 
     def _save_models(self, folder: Path, retriever: bool = False, reranker: bool = False) -> None:
         for model, wanted in ((self.retriever, retriever), (self.reranker, reranker)):
-            if wanted:
+            if wanted and processes.is_main():
                 name = "retriever" if model is self.retriever else "reranker"
                 save_weights(folder / f"{name}.safetensors", model)
 
@@ -387,6 +405,14 @@ class Chain:
 def _settings(config: Any) -> dict[str, Any]:
     """What a stage's result depends on; how a step is cut for memory changes nothing."""
     return dict(config.model_dump(exclude={"micro_tokens"}))
+
+
+def _made_once(path: Path, make: Callable[[], TrainingLists]) -> TrainingLists:
+    """The lists in `path`, made by the main process unless an interrupted run left them there."""
+    if processes.is_main() and not path.exists():
+        make().save(path)
+    processes.wait()
+    return TrainingLists.load(path)
 
 
 def _started_from(recipe: Recipe) -> str:

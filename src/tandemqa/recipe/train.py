@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from tandemqa import processes
 from tandemqa.data.dataset import Dataset, load_dataset
 from tandemqa.encoders.bundle import MANIFEST, Bundle, save_bundle
 from tandemqa.errors import TandemError
@@ -19,7 +20,8 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
     The stages (see `recipe.chain`) end with the evaluation, which also learns how much the retriever's score counts
     in the final ranking. Each leaves its result under `out/stages`, keyed by what it depends on. Called again, after
     an interruption or with a recipe that differs late in the chain, `train` redoes only what is missing, and goes on
-    inside an unfinished training stage; called again with nothing changed, it does nothing.
+    inside an unfinished training stage; called again with nothing changed, it does nothing. Under torchrun all
+    processes call it and train together.
     """
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
@@ -32,16 +34,25 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
     if place.exists() and not (place / MANIFEST).exists():
         raise TandemError(f"{place} holds something that is no bundle; choose another --out or move it away.")
     chain = Chain(dataset, recipe, out / "stages")
-    if chain.complete and place.exists() and read_json(place / MANIFEST).get("recipe") == recipe.model_dump():
+    if processes.decided(_finished(chain, place)):
         return Bundle.load(place)
     data = {"path": str(dataset.folder.resolve()), "fingerprint": dataset.fingerprint, "questions": len(chain.qrels)}
-    write_json(
-        out / RUN, {"data": data, "recipe": recipe.model_dump(), "stages": [step.name for step in chain.steps]}
-    )
+    if processes.is_main():
+        stages = [step.name for step in chain.steps]
+        write_json(out / RUN, {"data": data, "recipe": recipe.model_dump(), "stages": stages})
     chain.run()
     about: dict[str, Any] = {"recipe": recipe.model_dump(), "started_from": chain.started_from, "data": data}
     if recipe.evaluation.split is not None:
         stage = chain.steps[-1].stage
         with stage.reading():
             about |= read_json(stage.folder / EVALUATION)
-    return save_bundle(place, chain.retriever, chain.reranker, about)
+    if processes.is_main():
+        save_bundle(place, chain.retriever, chain.reranker, about)
+    processes.wait()
+    return Bundle.load(place)
+
+
+def _finished(chain: Chain, place: Path) -> bool:
+    if not (chain.complete and place.exists()):
+        return False
+    return bool(read_json(place / MANIFEST).get("recipe") == chain.recipe.model_dump())

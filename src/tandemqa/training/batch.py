@@ -49,6 +49,16 @@ class ListBatch:
     passages: list[Part]
     pairs: list[Part]
 
+    def share(self, rank: int, count: int) -> "ListBatch":
+        """The same lists with every `count`-th row of each part, from `rank` on: one process's share of the work."""
+        if count == 1:
+            return self
+        queries, passages, pairs = (
+            [(rows[rank::count], batch.rows(slice(rank, None, count))) for rows, batch in parts if len(rows) > rank]
+            for parts in (self.queries, self.passages, self.pairs)
+        )
+        return ListBatch(self.mask, self.passage_index, queries, passages, pairs)
+
     def tokens(self) -> tuple[int, int]:
         """Real tokens and tokens with padding, over all parts."""
         parts = [*self.queries, *self.passages, *self.pairs]
@@ -86,6 +96,8 @@ def split_rows(
 ) -> Iterator[npt.NDArray[np.int64]]:
     """Cut a step's lists into parts of at most about `micro_tokens` tokens, at least one list each, in order."""
     retriever, reranker = sides
+    if not len(rows):
+        return
     start = tokens = 0
     for place, row in enumerate(rows):
         passages = lists.passages[row]

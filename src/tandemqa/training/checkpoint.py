@@ -1,4 +1,4 @@
-"""Checkpoints: weights, optimiser and random state in one safetensors file, without pickle."""
+"""Checkpoints: weights and optimiser in one safetensors file, without pickle."""
 
 from pathlib import Path
 
@@ -32,9 +32,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Write the state before step `step` (the number of steps made so far)."""
-    tensors: dict[str, Tensor] = {"step": torch.tensor(step), "random": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["random_cuda"] = torch.cuda.get_rng_state()
+    tensors: dict[str, Tensor] = {"step": torch.tensor(step)}
     tensors |= {f"model.{name}": value.detach() for name, value in model.named_parameters()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
@@ -59,7 +57,4 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             _, number, key = name.split(".")
             state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["random"])
-    if "random_cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random_cuda"])
     return int(tensors["step"])

@@ -3,6 +3,9 @@
 A batch of any size takes the memory of a small one (Gao et al., 2021, "Scaling deep contrastive learning batch size
 under memory limited setup"): encode everything without gradient, take the loss's gradient with respect to the
 vectors, then encode again part by part and carry that gradient on into the encoder.
+
+With several processes each encodes its share of the texts, and all have the vectors of all: negatives cross devices
+(RocketQA, section 3.1), and the gradient is that of one process with the whole batch.
 """
 
 import numpy as np
@@ -10,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tandemqa.encoders.backbone import autocast, device_of
+from tandemqa import processes
+from tandemqa.encoders.backbone import Precision, autocast, device_of
 from tandemqa.encoders.dual import DualEncoder, Tower
 from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training.batch import Part, Texts, make_batch
@@ -45,8 +49,9 @@ class Contrastive:
         same_text: npt.NDArray[np.int64],
         temperature: float,
         micro_tokens: int,
+        precision: Precision = "auto",
     ) -> None:
-        self.model = JointModel(retriever, None)
+        self.model = JointModel(retriever, None, precision=precision)
         self.retriever = retriever
         self.texts = texts
         self.lists = lists
@@ -59,11 +64,14 @@ class Contrastive:
         return len(self.lists)
 
     def backward(self, rows: npt.NDArray[np.int64]) -> dict[str, float]:
-        """Add the gradient of the mean loss over the lists at `rows`; returns the loss and the tokens read."""
-        batch = make_batch(self.lists, rows, (self.retriever, self.texts), None)
+        """Add this process's part of the gradient of the mean loss over the lists at `rows`, and return its part of
+        that mean, and its tokens."""
+        batch = make_batch(self.lists, rows, (self.retriever, self.texts), None).share(
+            processes.rank(), processes.count()
+        )
         target, allowed = self._targets(rows)
         sides: list[tuple[Tower, list[Part]]] = [("query", batch.queries), ("passage", batch.passages)]
-        if batch.tokens()[1] <= self.micro_tokens:
+        if processes.count() == 1 and batch.tokens()[1] <= self.micro_tokens:
             vectors = [self._encode(side, parts) for side, parts in sides]
             loss = contrastive_loss(vectors[0], vectors[1], target, allowed, self.temperature)
             loss.mean().backward()  # type: ignore[no-untyped-call]
@@ -72,7 +80,8 @@ class Contrastive:
         if not torch.isfinite(loss).all():
             raise FloatingPointError(int(rows[int(torch.argmin(torch.isfinite(loss).int()))]))
         real, padded = batch.tokens()
-        return {"loss": float(loss.detach().mean()), "tokens": real, "padded_tokens": padded}
+        mean = float(loss.detach().mean()) / processes.count()
+        return {"loss": mean, "tokens": real, "padded_tokens": padded}
 
     def _targets(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Each list's positive as a column of the batch's distinct passages; the columns each query may see."""
@@ -89,7 +98,7 @@ class Contrastive:
     def _encode(self, side: Tower, parts: list[Part]) -> Tensor:
         """Vectors of all parts, in the order of the rows that they fill."""
         device = device_of(self.retriever)
-        with autocast(device):
+        with autocast(device, self.model.precision == "auto"):
             vectors = torch.cat([self.retriever(part.to(device), side) for _, part in parts])
         return vectors[torch.argsort(torch.cat([rows for rows, _ in parts])).to(device)]
 
@@ -98,12 +107,16 @@ class Contrastive:
         device = device_of(self.retriever)
         states, vectors = [], []
         for side, parts in sides:
-            whole = torch.empty(sum(len(rows) for rows, _ in parts), self.retriever.size, device=device)
+            count = allowed.shape[0 if side == "query" else 1]
+            whole = torch.zeros(count, self.retriever.size, device=device)
             for rows, part in parts:
                 states.append(_random_state(device))
-                with torch.no_grad(), autocast(device):
+                with torch.no_grad(), autocast(device, self.model.precision == "auto"):
                     whole[rows.to(device)] = self.retriever(part.to(device), side).float()
-            vectors.append(whole.requires_grad_())
+            vectors.append(whole)
+        processes.add_up(vectors)
+        for whole in vectors:
+            whole.requires_grad_()
         after = _random_state(device)
         loss = contrastive_loss(vectors[0], vectors[1], target, allowed, self.temperature)
         loss.mean().backward()  # type: ignore[no-untyped-call]
@@ -112,7 +125,7 @@ class Contrastive:
             assert whole.grad is not None
             for rows, part in parts:
                 _set_random_state(device, next(replay))  # dropout must fall as it did the first time
-                with autocast(device):
+                with autocast(device, self.model.precision == "auto"):
                     again = self.retriever(part.to(device), side)
                 again.backward(whole.grad[rows.to(device)])
         _set_random_state(device, after)

@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from tandemqa.encoders.backbone import WordTable, autocast, device_of, use_fast_attention
+from tandemqa.encoders.backbone import Precision, WordTable, autocast, device_of, use_fast_attention
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder, Tower
 from tandemqa.training.batch import ListBatch, Part
@@ -90,12 +90,14 @@ class JointModel(nn.Module):
         reranker: CrossEncoder | None,
         retriever_learns: bool = True,
         reranker_learns: bool = True,
+        precision: Precision = "auto",
     ) -> None:
         super().__init__()
         self.retriever = retriever
         self.reranker = reranker
         self.retriever_learns = retriever_learns
         self.reranker_learns = reranker_learns
+        self.precision = precision
 
     def learning_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that an optimiser should have, by name."""
@@ -112,7 +114,7 @@ class JointModel(nn.Module):
         learn = torch.is_grad_enabled()
         zeros = torch.zeros(batch.mask.shape, device=device_of(self))
         retriever_scores = reranker_scores = zeros
-        with autocast(zeros.device):
+        with autocast(zeros.device, self.precision == "auto"):
             if self.retriever is not None:
                 with torch.set_grad_enabled(learn and self.retriever_learns):
                     retriever_scores = self._retriever_scores(self.retriever, batch)

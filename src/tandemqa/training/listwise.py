@@ -4,6 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tandemqa import processes
+from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.lists.build import TrainingLists
@@ -24,6 +26,7 @@ class Listwise:
         lists: TrainingLists,
         config: LossConfig,
         micro_tokens: int,
+        precision: Precision = "auto",
     ) -> None:
         self.sides: Sides = (
             (retriever, retriever_texts) if config.retriever_learns else None,
@@ -34,6 +37,7 @@ class Listwise:
             self.sides[1] and reranker,
             config.retriever_learns,
             config.reranker_learns,
+            precision,
         )
         self.lists = lists
         self.config = config
@@ -43,7 +47,8 @@ class Listwise:
         return len(self.lists)
 
     def backward(self, rows: npt.NDArray[np.int64]) -> dict[str, float]:
-        """Add the gradient of the mean loss over the lists at `rows`; returns the mean of each term, and tokens.
+        """Add this process's part of the gradient of the mean loss over the lists at `rows`, and return its part of
+        the mean of each term, and its tokens: the sums over the processes are those of all lists.
 
         With both models there is also "rank_correlation", Spearman's between their scores of a list.
         """
@@ -51,7 +56,8 @@ class Listwise:
         if None not in self.sides:
             sums["rank_correlation"] = 0.0
         tokens = padded = 0
-        for part in split_rows(self.lists, rows, self.sides, self.micro_tokens):
+        own = rows[processes.rank() :: processes.count()]
+        for part in split_rows(self.lists, own, self.sides, self.micro_tokens):
             batch = make_batch(self.lists, part, *self.sides)
             scores = self.model(batch)
             mask = batch.mask.to(scores[0].device)

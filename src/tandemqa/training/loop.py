@@ -12,10 +12,13 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from tandemqa import processes
+from tandemqa.encoders.backbone import Precision
 from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
 from tandemqa.progress import bar
 from tandemqa.training.checkpoint import load_checkpoint, save_checkpoint
+from tandemqa.training.interrupt import postponed
 from tandemqa.training.joint import JointModel
 
 # What an interruption can cost at most; writing one takes about a second.
@@ -39,6 +42,9 @@ class TrainingConfig(BaseModel):
     warmup_share: float = Field(0.1, ge=0, le=1, description="Share of the steps in which the rate rises from 0.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW decay, on matrices only.")
     clip_norm: float = Field(1.0, gt=0, description="Limit of the global gradient norm.")
+    precision: Precision = Field(
+        "auto", description='"auto": bfloat16 products where the processor has them, weights and losses in float32.'
+    )
 
 
 class Objective(Protocol):
@@ -49,7 +55,8 @@ class Objective(Protocol):
     def __len__(self) -> int: ...
 
     def backward(self, rows: npt.NDArray[np.int64]) -> dict[str, float]:
-        """Add the gradient of the lists at `rows` and return what the log should say of them.
+        """Add this process's part of the gradient of the lists at `rows`, and return its part of what the log should
+        say of them: both are summed over the processes.
 
         A loss that is not finite is a FloatingPointError whose argument is the list's number.
         """
@@ -75,7 +82,9 @@ def fit(
     """Train the objective's models in place.
 
     Progress goes to `workspace/log.jsonl`, checkpoints to `workspace/checkpoint.safetensors`: called again after an
-    interruption it goes on from there, in the same order of lists, to the same weights.
+    interruption it goes on from there, in the same order of lists, to the same weights. Dropout depends on the seed,
+    the step and the process alone. Several processes (see `tandemqa.processes`) share the lists of each step; their
+    weights stay equal, and equal to those of one process alone, up to rounding.
     """
     if config.epochs == 0:
         return
@@ -83,19 +92,20 @@ def fit(
     steps = max(1, round(config.epochs * math.ceil(len(objective) / config.batch_lists)))
     every = refresh.every_steps if refresh else steps
     optimizer = _optimizer(model, config)
-    torch.manual_seed(seed)
     checkpoint = workspace / "checkpoint.safetensors"
     first = load_checkpoint(checkpoint, model, optimizer)
     log = workspace / "log.jsonl"
     workspace.mkdir(parents=True, exist_ok=True)
-    _cut_log(log, first)
+    if processes.is_main():
+        _cut_log(log, first)
     saved_at = time.monotonic()
     lists_to_read = max(1, round(config.epochs * len(objective)))
-    with bar(name, lists_to_read, "list") as progress:
+    with postponed() as interrupted, bar(name, lists_to_read, "list") as progress:
         progress.update(round(lists_to_read * first / steps))
         for start in range(first - first % every, steps, every):
             if refresh and start:
-                if start > first:  # the models that the lists are made from, should this be interrupted
+                # The models that the lists are made from, should this be interrupted.
+                if start > first and processes.is_main():
                     save_checkpoint(checkpoint, start, model, optimizer)
                 objective = refresh.objective(workspace / f"refresh-{start}")
             model.train()
@@ -106,15 +116,23 @@ def fit(
                 started = time.monotonic()
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * _rate_share(step, steps, config)
+                random = np.random.SeedSequence([seed, step, processes.rank()])
+                torch.manual_seed(int(random.generate_state(1, np.uint64)[0]))
                 record = _step(objective, optimizer, rows, config, step)
-                record |= {"step": step, "seconds": round(time.monotonic() - started, 3)}
-                with log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-                progress.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
-                progress.update(len(rows))
-                if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                    save_checkpoint(checkpoint, step + 1, model, optimizer)
-                    saved_at = time.monotonic()
+                if processes.is_main():
+                    seconds = time.monotonic() - started
+                    record |= {"step": step, "seconds": round(seconds, 3)}
+                    with log.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(record) + "\n")
+                    speed = f"{record['tokens'] / seconds:,.0f} tokens/s"
+                    progress.set_postfix_str(f"loss {record['loss']:.3f}, {speed}", refresh=False)
+                    progress.update(len(rows))
+                    if interrupted() or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                        save_checkpoint(checkpoint, step + 1, model, optimizer)
+                        saved_at = time.monotonic()
+                if interrupted():
+                    made = f"{step + 1} of {steps} steps of {name} are made and saved"
+                    raise KeyboardInterrupt(f"Interrupted: {made}; the same command goes on from there.")
     model.eval()
 
 
@@ -133,6 +151,7 @@ def _step(
         raise TandemError(
             f"The loss of training list {error} is not finite at step {step}; lower the learning rates."
         ) from error
+    _add_up(objective.model, record)
     norms = {
         part: torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         for part, parameters in _by_model(objective.model).items()
@@ -142,6 +161,23 @@ def _step(
         torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, total)
     optimizer.step()
     return record | {f"{part}_gradient_norm": float(norm) for part, norm in norms.items()}
+
+
+def _add_up(model: JointModel, record: dict[str, float]) -> None:
+    """Sum the processes' gradients, and what they say of their lists."""
+    if processes.count() == 1:
+        return
+    parameters = [p for _, p in model.learning_parameters()]
+    device = parameters[0].device
+    values = torch.tensor([float(value) for value in record.values()], dtype=torch.float64, device=device)
+    reached = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=device)
+    processes.add_up([values, reached])
+    record.update(zip(record, values.tolist(), strict=True))
+    # A process whose part held no list, or a tower that no process reached, has no gradient of its own.
+    for parameter, somewhere in zip(parameters, reached.tolist(), strict=True):
+        if somewhere and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    processes.add_up([p.grad for p in parameters if p.grad is not None])
 
 
 def _by_model(model: JointModel) -> dict[str, list[torch.nn.Parameter]]:
