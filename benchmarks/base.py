@@ -6,6 +6,7 @@ python benchmarks/base.py DATA [--split test]
 import argparse
 
 from tandemqa import load_dataset
+from tandemqa.data.runs import break_ties
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.evaluation.metrics import counted_queries
 from tandemqa.evaluation.report import METRICS, measure
@@ -32,6 +33,7 @@ def main() -> None:
     index = passage_index(retriever, dataset)
     runs["base retriever"] = retrieve(retriever, index, query_ids, retriever.tokenize(texts), DEPTH)
     runs["hybrid"] = fuse(runs["base retriever"], runs["BM25"], DEPTH)
+    runs = {stage: break_ties(run, dataset.passages.ids) for stage, run in runs.items()}
     report = measure(runs, qrels, dataset.passages.row, options.split, DEPTH, {})
     print(f"{report.questions} {report.split} questions, {report.passages} passages")
     for stage, figures in report.stages.items():

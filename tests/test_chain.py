@@ -135,7 +135,10 @@ def test_explain_tells_a_pseudo_label_from_a_label_even_where_the_dataset_has_on
 
 @pytest.mark.parametrize(
     ("query_id", "round_number", "message"),
-    [("nobody", 1, "not trained on a question 'nobody'"), ("q", 3, "holds no lists yet")],
+    [
+        ("nobody", 1, "not trained on a question 'nobody'"),
+        ("q", 3, "has no round 3; its stages are"),
+    ],
 )
 def test_explain_says_what_there_is_not(query_id, round_number, message, finished):
     with pytest.raises(TandemError, match=message):

@@ -183,7 +183,7 @@ def test_evaluate_writes_a_trec_run_a_stage(tiny_bundle: Path, tiny_dataset: Pat
     assert [line[:24].rstrip() for line in result.stdout.splitlines()[3:8]] == stages
     files = {path.stem: path.read_text().splitlines() for path in (tmp_path / "runs").iterdir()}
     assert set(files) == {*(stage.lower().replace(" ", "-") for stage in stages), "qrels"}
-    assert len(files["re-ranked"]) == 7 * 10 and files["re-ranked"][0].split()[1] == "Q0"
+    assert len(files["re-ranked"]) == 7 * 40 and files["re-ranked"][0].split()[1] == "Q0"
     assert (
         run_json("compare", tmp_path / "runs" / "qrels.txt", tmp_path / "runs" / "re-ranked.trec")["questions"] == 7
     )
@@ -204,9 +204,12 @@ def test_inspect_tells_what_each_folder_holds(
     for name, state in (("candidates", True), ("warm_reranker", False)):
         folder = tmp_path / "run" / "stages" / name
         folder.mkdir(parents=True)
-        (folder / "stage.json").write_text(json.dumps({"key": "0", "complete": state}))
+        (folder / "stage.json").write_text(json.dumps({"key": name, "complete": state, "depends_on": {}}))
+    told = {"data": {"path": ".", "fingerprint": "0", "questions": 1}, "recipe": {}}
+    stages = ["candidates", "warm_reranker", "lists"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(told | {"stages": stages}))
     unfinished = run_json("inspect", tmp_path / "run")
-    assert unfinished["stages"] == {"candidates": "complete", "warm_reranker": "unfinished"}
+    assert unfinished["stages"] == {"candidates": "complete", "warm_reranker": "unfinished", "lists": "to do"}
     for folder in (tiny_dataset, tiny_bundle, index, tmp_path / "run"):
         text = run("inspect", folder).stdout
         assert text.startswith("kind: ") and "{" not in text
@@ -324,7 +327,7 @@ def test_an_interrupt_says_that_the_command_goes_on(index: Path, monkeypatch: py
     monkeypatch.setattr(Searcher, "search", interrupt)
     result = run("search", index, "owls")
     assert result.exit_code == 130 and result.stdout == ""
-    assert result.stderr.splitlines()[-1] == "Interrupted; the same command goes on where it stopped."
+    assert result.stderr.splitlines()[-1] == "Interrupted; nothing is left half-written. Give the same command again."
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ import torch
 
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.lists.build import NO_PASSAGE, TrainingLists
+from tandemqa.training.config import TrainingConfig
 from tandemqa.training.contrastive import Contrastive, contrastive_loss
-from tandemqa.training.loop import TrainingConfig, fit
+from tandemqa.training.loop import fit
 
 
 @pytest.fixture(autouse=True)

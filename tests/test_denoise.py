@@ -8,7 +8,7 @@ from tandemqa.data.runs import Run
 from tandemqa.errors import TandemError
 from tandemqa.lists.build import NO_PASSAGE, Denoising, DrawConfig, ListsConfig, Verdict, build_lists
 from tandemqa.lists.confidence import Calibration, calibrate
-from tandemqa.lists.denoise import denoised_lists, fit_calibration
+from tandemqa.lists.denoise import Scores, denoised_lists, fit_calibration
 from tandemqa.lists.pseudo import pseudo_labels
 
 NAMES = [f"p{row}" for row in range(60)]
@@ -125,7 +125,15 @@ def test_pseudo_labelled_questions_have_denoised_lists_only():
     scores = np.tile(np.r_[4.0, 3.9, -np.arange(1, 9)].astype(np.float32), (40, 1))
     config = ListsConfig(size=4, depth=10, denoised_share=0.0, low=0.3, high=0.6)
     drawn, about = denoised_lists(
-        candidates, scores, qrels, [f"q{i}" for i in range(20, 40)], NAMES, ROW, TEXTS, config, seed=1
+        candidates,
+        Scores(scores, scores[:20, 0]),
+        qrels,
+        [f"q{i}" for i in range(20, 40)],
+        NAMES,
+        ROW,
+        TEXTS,
+        config,
+        seed=1,
     )
     assert about["unlabelled"] == about["pseudo_labelled"] == 20
     assert about["low"] == 0.3 and about["high"] == 0.6
@@ -144,13 +152,35 @@ def test_quantile_thresholds_cut_the_confidences_of_all_candidates():
     qrels = {f"q{i}": {NAMES[candidates.rows[i, 0]]: 1} for i in range(30)}
     scores = (generator.normal(size=(30, 20)) * 0.01 + np.eye(1, 20) * 0.02).astype(np.float32)
     config = ListsConfig(size=4, depth=20, denoised_share=1.0, thresholds="quantile", low=0.5, high=0.98)
-    drawn, about = denoised_lists(candidates, scores, qrels, [], NAMES, ROW, TEXTS, config, seed=1)
-    confidence = fit_calibration(candidates, scores, qrels, ROW).confidence(scores)
+    both = Scores(scores, scores[:, 0])
+    drawn, about = denoised_lists(candidates, both, qrels, [], NAMES, ROW, TEXTS, config, seed=1)
+    confidence = fit_calibration(candidates, both, qrels, ROW).confidence(scores)
     assert (confidence < about["low"]).mean() == pytest.approx(0.5, abs=0.01)
     assert (confidence > about["high"]).mean() == pytest.approx(0.02, abs=0.01)
     assert (drawn.verdicts == Verdict.NEGATIVE).sum() == ((confidence < about["low"])[:, 1:]).sum()
 
 
-def test_a_calibration_without_a_retrieved_positive_is_refused():
-    with pytest.raises(TandemError, match="no labelled positive is among the candidates"):
-        fit_calibration(run_of([1, 2]), np.zeros((1, 2), np.float32), {"q0": {"p9": 1}}, ROW)
+def test_calibration_knows_of_positives_that_were_not_retrieved():
+    scores = Scores(np.zeros((1, 2), np.float32), np.full(3, 2, np.float32))
+    calibration = fit_calibration(run_of([1, 2]), scores, {"q0": {"p9": 1}}, ROW)
+    assert calibration == calibrate(np.full(3, 2, np.float32), np.zeros(2, np.float32))
+    assert calibration.confidence(np.array([0.0]))[0] < 0.5 < calibration.confidence(np.array([2.0]))[0]
+
+
+def test_a_calibration_without_other_candidates_is_refused():
+    with pytest.raises(TandemError, match="no question has a candidate that is not a labelled positive"):
+        fit_calibration(
+            run_of([9]), Scores(np.zeros((1, 1), np.float32), np.zeros(1, np.float32)), {"q0": {"p9": 1}}, ROW
+        )
+
+
+def test_a_passage_judged_not_relevant_is_a_negative_whatever_its_confidence():
+    candidates = run_of([0, 1, 2, 3, 4])
+    confidence = np.array([[0.99, 0.95, 0.05, 0.05, 0.05]])
+    denoising = Denoising(confidence, 0.1, 0.9, 1.0, frozenset())
+    drawn = build_lists(
+        candidates, {"q0": {"p0": 1, "p1": 0}}, ROW, TEXTS, ListsConfig(size=4, depth=5), 1, denoising
+    )
+    assert drawn.verdicts.tolist() == [[Verdict.LABELLED, Verdict.JUDGED, *[Verdict.NEGATIVE] * 3]]
+    assert drawn.lists.passages[:, 0].tolist() == [0]
+    assert len(set(drawn.lists.passages[0].tolist())) == 4

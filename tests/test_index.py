@@ -283,9 +283,10 @@ def test_a_failure_leaves_the_index_that_stood_there(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_vectors_on_a_disk_that_is_really_full(tmp_path: Path) -> None:
+def test_vectors_on_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = DenseIndex.build(np.ones((1000, 8), dtype=np.float32))
-    (tmp_path / f".vectors.faiss.{os.getpid()}.partial").symlink_to("/dev/full")
+    monkeypatch.setattr("secrets.token_hex", lambda size: "mark")
+    (tmp_path / ".vectors.faiss.mark.partial").symlink_to("/dev/full")
     with pytest.raises(TandemError, match=r"The disk is full: .*vectors\.faiss was not written"):
         index.save(tmp_path / "vectors.faiss")
     assert list(tmp_path.iterdir()) == []

@@ -63,6 +63,6 @@ def test_ids_are_checked_only_where_the_known_ones_are_given(tmp_path: Path) -> 
     ],
 )
 def test_judgements_are_not_written_with(tmp_path: Path, qrels: Qrels, named: str) -> None:
-    with pytest.raises(TandemError, match=rf"qrels\.txt was not written: the id {named}"):
+    with pytest.raises(TandemError, match=rf"qrels\.txt was not written: the name {named}"):
         write_qrels(qrels, tmp_path / "qrels.txt")
     assert list(tmp_path.iterdir()) == []

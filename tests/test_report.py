@@ -21,7 +21,7 @@ from tandemqa.errors import TandemError
 from tandemqa.evaluation.significance import paired_interval, randomisation_test
 from tandemqa.files import read_json
 from tandemqa.lists.build import ListsConfig, Verdict
-from tandemqa.lists.denoise import denoised_lists
+from tandemqa.lists.denoise import Scores, denoised_lists
 from tandemqa.report.gather import Changes, Confidence, Curve, Facts, Lists, Missing, gather
 from tandemqa.report.page import write_report
 from tandemqa.report.plots import moving_average
@@ -77,7 +77,7 @@ def telling(copy: Path, tiny_dataset: Path) -> Path:
         np.save(copy / "stages" / f"score{suffix}" / "scores.npy", scores)
         drawn, about = denoised_lists(
             candidates,
-            scores,
+            Scores(scores, scores[:12][labelled[:12]]),
             {query: dataset.qrels["train"][query] for query in candidates.query_ids[:12]},
             candidates.query_ids[12:],
             dataset.passages.ids,
@@ -144,10 +144,10 @@ def test_candidates_are_counted_as_a_loop_counts_them(telling: Path, tiny_datase
             for place, (row, value) in enumerate(zip(rows, values, strict=True)):
                 sure = 1 / (1 + math.exp(-(about["slope"] * value + about["offset"])))
                 band = "negative" if sure < 0.1 else "positive" if sure > 0.9 else "dropped"
-                labelled = label(dataset, query, row) > 0
+                # Of the questions that were drawn, the labels are known; they come first.
+                labelled = label(dataset, query, row) > 0 and candidates.query_ids.index(query) < 12
                 groups[labelled] += 1
                 positives[band] += labelled
-                # Of the questions that were drawn, the labels are known; they come first.
                 if place < 15 and candidates.query_ids.index(query) < 12:
                     bands[band] += not labelled
         lists = facts.lists[number]

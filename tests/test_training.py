@@ -1,6 +1,8 @@
 """The joint step and the loop: the same gradient however the work is cut, both models updated, exact resume."""
 
 import copy
+import json
+import signal
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from tandemqa.errors import TandemError
 from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training import loop
 from tandemqa.training.batch import make_batch, split_rows
+from tandemqa.training.config import TrainingConfig
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 from tandemqa.training.listwise import Listwise
-from tandemqa.training.loop import TrainingConfig, fit
+from tandemqa.training.loop import fit
+from tandemqa.training.optimizer import rate_share
 
 ALL_TERMS = LossConfig(kl_weight=1.0, reranker_weight=0.7, retriever_weight=0.3)
 
@@ -177,10 +181,44 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(step, models, texts
     assert len(logs[0]) == len(logs[1]) == 9
 
 
-def test_a_damaged_checkpoint_is_named(models, texts, lists, tmp_path):
-    (tmp_path / "checkpoint.safetensors").write_bytes(b"\x10\x00\x00")
-    with pytest.raises(TandemError, match=r"checkpoint\.safetensors is damaged"):
-        train(models, texts, lists, TrainingConfig(), ALL_TERMS, 1, tmp_path)
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    damaged, models, texts, lists, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+    straight, again = copy.deepcopy(models), copy.deepcopy(models)
+    config = TrainingConfig(epochs=2, batch_lists=4)
+    train(straight, texts, lists, config, ALL_TERMS, 9, tmp_path)
+    checkpoints = sorted(tmp_path.glob("checkpoint-*"))
+    assert [path.stem for path in checkpoints] == ["checkpoint-00000005", "checkpoint-00000006"]
+    for path in checkpoints[-damaged:]:
+        path.write_bytes(path.read_bytes()[:1000])
+    train(again, texts, lists, config, ALL_TERMS, 9, tmp_path)
+    assert capsys.readouterr().err.count("is damaged; training goes on from the one before it") == damaged
+    for name, value in JointModel(*straight).state_dict().items():
+        assert torch.equal(value, JointModel(*again).state_dict()[name]), name
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == list(range(6))
+
+
+def test_ctrl_c_finishes_the_step_and_saves(models, texts, lists, tmp_path, monkeypatch):
+    config = TrainingConfig(epochs=2, batch_lists=4)
+    straight, again = copy.deepcopy(models), copy.deepcopy(models)
+    train(straight, texts, lists, config, ALL_TERMS, 9, tmp_path / "a")
+    whole, steps = loop._step, []
+
+    def step(*arguments):
+        steps.append(1)
+        if len(steps) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="3 of 6 steps of joint are made and"):
+        patch.setattr(loop, "_step", step)
+        train(models, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
+    assert [path.name for path in (tmp_path / "b").glob("checkpoint-*")] == ["checkpoint-00000003.safetensors"]
+    train(again, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
+    for name, value in JointModel(*straight).state_dict().items():
+        assert torch.equal(value, JointModel(*again).state_dict()[name]), name
 
 
 def test_a_loss_that_is_not_finite_names_the_list(models, texts, lists, tmp_path):
@@ -200,6 +238,10 @@ def test_each_epoch_is_a_new_order_of_all_lists():
 
 def test_the_rate_rises_and_falls_as_the_schedule_says():
     config = TrainingConfig(warmup_share=0.2)
-    shares = [loop._rate_share(step, 10, config) for step in range(10)]
+    shares = [rate_share(step, 10, config) for step in range(10)]
     assert shares[:3] == [0.5, 1.0, 1.0] and shares[-1] == pytest.approx(1 / 8)
-    assert loop._rate_share(9, 10, TrainingConfig(warmup_share=0.2, schedule="constant")) == 1.0
+    assert rate_share(9, 10, TrainingConfig(warmup_share=0.2, schedule="constant")) == 1.0
+    cosine = TrainingConfig(warmup_share=0, schedule="cosine")
+    assert [rate_share(step, 4, cosine) for step in range(5)] == pytest.approx(
+        [1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0]
+    )

@@ -8,8 +8,8 @@ from tandemqa.data.dataset import load_dataset
 from tandemqa.encoders import bundle
 from tandemqa.errors import TandemError
 from tandemqa.evaluation.report import Report
-from tandemqa.files import read_json
 from tandemqa.index import index
+from tandemqa.recipe.run import RUN, read_run
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -25,16 +25,12 @@ def describe(path: str | Path) -> dict[str, Any]:
     if (folder / bundle.MANIFEST).exists() or (folder / "bundle" / bundle.MANIFEST).exists():
         place, about = bundle.check_bundle(folder)
         return {"kind": "bundle", "path": str(place), **about}
-    if (folder / "stages").is_dir():
-        stages = {
-            state.parent.name: "complete" if read_json(state)["complete"] else "unfinished"
-            for state in sorted((folder / "stages").glob("*/stage.json"))
-        }
-        return {"kind": "unfinished training run", "path": str(folder), "stages": stages}
+    if (folder / RUN).exists():
+        return {"kind": "unfinished training run", "path": str(folder), "stages": read_run(folder).stages}
     if not folder.exists():
         raise TandemError(f"{folder} does not exist; name a dataset, a bundle, a training run or an index.")
     raise TandemError(
-        f"{folder} is no dataset (corpus.jsonl), bundle ({bundle.MANIFEST}), training run (stages/) or index "
+        f"{folder} is no dataset (corpus.jsonl), bundle ({bundle.MANIFEST}), training run ({RUN}) or index "
         f"({index.MANIFEST}); name one of these."
     )
 

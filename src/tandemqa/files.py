@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from tandemqa.errors import TandemError
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it fails."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -38,9 +39,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     A reader finds the old folder or the new one. Only a process killed between the two renames leaves none at `path`:
     the old one then lies beside it, whole, under a name ending in `.old`.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(partial, ignore_errors=True)
+    mark = secrets.token_hex(4)
+    partial = path.with_name(f".{path.name}.{mark}.partial")
+    old = path.with_name(f".{path.name}.{mark}.old")
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -58,6 +59,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
             old.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what processes that were killed have left half-written in `folder`; nobody may be writing there."""
+    for path in folder.glob(".*.partial"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

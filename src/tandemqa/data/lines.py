@@ -3,7 +3,7 @@
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,6 +66,14 @@ def raw_lines(path: Path) -> Iterator[tuple[int, int, str]]:
 def fields(text: str) -> list[str]:
     """The fields of a line that ASCII whitespace separates, as TREC files have them."""
     return _FIELD.findall(text)
+
+
+def check_trec_names(names: Iterable[str], place: str) -> None:
+    """Raise `TandemError`, which begins with `place`, for a name that is empty or holds whitespace."""
+    for name in names:
+        if fields(name) != [name]:
+            what = f"the name {name!r} is empty or holds whitespace, which TREC files cannot; rename it."
+            raise TandemError(f"{place}: {what}")
 
 
 def read_records(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:

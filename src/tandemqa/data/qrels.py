@@ -4,7 +4,7 @@ import re
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
-from tandemqa.data.lines import Line, fault, fields, read_lines
+from tandemqa.data.lines import Line, check_trec_names, fault, fields, read_lines
 from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
 
@@ -61,11 +61,9 @@ def write_qrels(qrels: Qrels, path: Path) -> None:
 
     An id that is empty or holds whitespace, which the format cannot carry, is a `TandemError`.
     """
+    names = (name for query, grades in qrels.items() for name in (query, *grades))
+    check_trec_names(names, f"{path} was not written")
     with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         for query, grades in qrels.items():
             for passage, grade in grades.items():
-                for name in (query, passage):
-                    if fields(name) != [name]:
-                        what = f"the id {name!r} is empty or holds whitespace, which TREC files cannot; rename it."
-                        raise TandemError(f"{path} was not written: {what}")
                 file.write(f"{query} 0 {passage} {grade}\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tandemqa.data.lines import fault, fields, read_lines
+from tandemqa.data.lines import check_trec_names, fault, fields, read_lines
 from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
 
@@ -74,10 +74,8 @@ def write_trec(run: Run, path: Path, passage_ids: Sequence[str], tag: str) -> No
         query = run.query_ids[int(np.argwhere(ranked & ~np.isfinite(run.scores))[0, 0])]
         what = f"query {query!r} has a score that is not finite; rank it again."
         raise TandemError(f"{path} was not written: {what}")
-    for name in (tag, *run.query_ids, *(passage_ids[row] for row in np.unique(run.rows[ranked]))):
-        if fields(name) != [name]:
-            what = f"the name {name!r} is empty or holds whitespace, which TREC files cannot; rename it."
-            raise TandemError(f"{path} was not written: {what}")
+    ids = (passage_ids[row] for row in np.unique(run.rows[ranked]))
+    check_trec_names((tag, *run.query_ids, *ids), f"{path} was not written")
     scores = _strictly_falling(run.scores)
     with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         for number, query in enumerate(run.query_ids):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tandemqa.code import code_version
 from tandemqa.data.dataset import Dataset
 from tandemqa.errors import TandemError
 from tandemqa.files import cache_folder, read_json, whole_folder, write_json
@@ -82,9 +83,10 @@ class TokenStore:
 def passage_tokens(dataset: Dataset, tokenizer: Any) -> TokenStore:
     """The token store of a dataset's passages: built on first use, found in the cache ever after.
 
-    The cache is keyed by the content of the corpus and by what the tokeniser does.
+    The cache is keyed by the content of the corpus, by what the tokeniser does and by the code of the store.
     """
-    key = f"{dataset.passages.fingerprint}-{tokenizer_fingerprint(tokenizer)}-{MAX_TOKENS}"
+    code = code_version("data/dataset.py", "data/tokens.py")
+    key = f"{dataset.passages.fingerprint}-{tokenizer_fingerprint(tokenizer)}-{MAX_TOKENS}-{code}"
     folder = cache_folder() / "tokens" / key
     if not (folder / "tokens.json").exists():
         texts = (passage.full for passage in dataset.passages)

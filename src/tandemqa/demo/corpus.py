@@ -83,7 +83,7 @@ _TABLE = re.compile(r"^ *\+-[-+]+\+\n(?: *[+|].*[+|](?:\n|\Z))+", re.MULTILINE)
 def clean_passages() -> list[Passage]:
     """`build_passages` in an interpreter of its own: this one may have imported libraries that add methods of theirs
     to the standard library's classes (transformers does, to `logging.Logger`)."""
-    command = [sys.executable, "-I", "-m", "tandemqa.demo.corpus"]
+    command = [sys.executable, "-P", "-m", "tandemqa.demo.corpus"]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     return [Passage(*fields) for fields in json.loads(output)]
 

@@ -35,7 +35,7 @@ from tandemqa.progress import bar
 class RerankerConfig(BaseModel):
     """What the re-ranker is."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = Field(BASE_MODEL, description="Starting weights: a folder, a bundle's reranker/ or a hub id.")
     pooling: Pooling = Field("cls", description="What the linear layer reads: the [CLS] state, or the mean.")
@@ -59,6 +59,7 @@ class CrossEncoder(nn.Module):
     @classmethod
     def load(cls, config: RerankerConfig) -> "CrossEncoder":
         """Load the weights that `config.model` names; a model without a scoring head gets a fresh one."""
+        layout.check_origin(config.model, "reranker", {"pooling": config.pooling})
         encoder = load_backbone(config.model, config.dropout)
         head = nn.Linear(int(encoder.config.hidden_size), 1)  # type: ignore[union-attr, arg-type]
         saved = layout.load_head(config.model)

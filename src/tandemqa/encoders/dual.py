@@ -38,7 +38,7 @@ Tower = Literal["query", "passage"]
 class RetrieverConfig(BaseModel):
     """What the retriever is."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = Field(BASE_MODEL, description="Starting weights: a folder, a bundle's retriever/ or a hub id.")
     pooling: Pooling = Field("mean", description="The vector of a text: its [CLS] state, or the mean of all.")
@@ -69,6 +69,8 @@ class DualEncoder(nn.Module):
     @classmethod
     def load(cls, config: RetrieverConfig) -> "DualEncoder":
         """Load the weights that `config.model` names; a base model becomes both towers."""
+        settings = {"pooling": config.pooling, "similarity": config.similarity, "towers": config.towers}
+        layout.check_origin(config.model, "retriever", settings)
         sources = layout.tower_sources(config.model)
         query_tower = load_backbone(sources[0], config.dropout)
         passage_tower = query_tower

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from tandemqa.encoders.backbone import Pooling, resolve_model
 from tandemqa.errors import TandemError
-from tandemqa.files import write_json
+from tandemqa.files import read_json, write_json
+
+MANIFEST = "tandem.json"
 
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
@@ -110,6 +112,24 @@ def tower_sources(source: str) -> tuple[str, str]:
     if (folder / "router_config.json").exists():
         return str(folder / QUERY_TOWER), str(folder / PASSAGE_TOWER)
     return source, source
+
+
+def check_origin(source: str, model: str, settings: dict[str, Any]) -> None:
+    """Refuse to go on from a bundle's model (`retriever` or `reranker`) with settings that it was not trained with.
+
+    settings: those that decide what its weights mean, such as the pooling; another value would load without a word
+    and spoil what was learnt. Any other source may be used in any way.
+    """
+    manifest = Path(source).parent / MANIFEST
+    if not (Path(source).is_dir() and manifest.exists()):
+        return
+    trained = read_json(manifest).get(model, {})
+    for name, value in settings.items():
+        if name in trained and trained[name] != value:
+            raise TandemError(
+                f"{source} was trained with {name} {trained[name]!r}, but {model}.{name} is {value!r}: "
+                f"set {model}.{name}={trained[name]}."
+            )
 
 
 def load_head(source: str) -> dict[str, Tensor] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tandemqa.data.qrels import Qrels
-from tandemqa.data.runs import Run, break_ties, write_trec
+from tandemqa.data.runs import Run, write_trec
 from tandemqa.evaluation.metrics import bootstrap_interval, counted_queries, evaluate_run
 
 METRICS = ("mrr@10", "ndcg@10", "recall@1", "recall@20", "recall@50")
@@ -86,12 +86,10 @@ def measure(
     seconds: Mapping[str, float],
     seed: int = 0,
 ) -> Report:
-    """Evaluate the run of each stage on the same questions."""
+    """Evaluate the run of each stage, in the order it stands in, on the same questions."""
     stages = {}
-    ids = list(passage_row)
     for stage, run in runs.items():
-        # Equal scores come in whatever order an index finds them; trec_eval's rule makes the figures repeatable.
-        values = evaluate_run(break_ties(run, ids), qrels, passage_row, METRICS)
+        values = evaluate_run(run, qrels, passage_row, METRICS)
         stages[stage] = {
             metric: Figure(float(each.mean()), *bootstrap_interval(each, seed)) for metric, each in values.items()
         }

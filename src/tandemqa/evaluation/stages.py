@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tandemqa.data.dataset import Dataset, load_dataset
 from tandemqa.data.qrels import write_qrels
-from tandemqa.data.runs import Run
+from tandemqa.data.runs import Run, break_ties
 from tandemqa.data.tokens import passage_tokens
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.encoders.dual import DualEncoder
@@ -21,7 +21,7 @@ from tandemqa.evaluation.metrics import counted_queries
 from tandemqa.evaluation.report import Report, measure, write_runs
 from tandemqa.index.lexical import LexicalIndex
 from tandemqa.index.vectors import passage_index
-from tandemqa.search.rank import blended, fuse, lexical, reranker_scores, retrieve
+from tandemqa.search.rank import blended, followed_by, fuse, lexical, reranker_scores, retrieve
 
 # Deep enough for R@50 of every stage, and for fusion to find what only one of its two runs ranks high.
 DEPTH = 100
@@ -67,10 +67,17 @@ class Rankings:
     seconds: dict[str, float]
 
     def final(self, blend: float) -> dict[str, Run]:
-        """The run of every stage, the re-ranked one with this much of the retriever's score."""
-        runs = self.runs | {"re-ranked": blended(self.candidates, self.reranker_scores, blend)}
+        """The run of every stage, the re-ranked one with this much of the retriever's score.
+
+        What the re-ranker did not see stands behind what it saw, in the retriever's order.
+        """
+        retrieved = self.runs["retriever after"]
+        runs = self.runs | {
+            "re-ranked": followed_by(blended(self.candidates, self.reranker_scores, blend), retrieved)
+        }
         if blend > 0:
-            runs["re-ranker alone"] = blended(self.candidates, self.reranker_scores, 0.0)
+            alone = blended(self.candidates, self.reranker_scores, 0.0)
+            runs["re-ranker alone"] = followed_by(alone, retrieved)
         return runs
 
     def learn_blend(self) -> float:
@@ -95,22 +102,27 @@ def rank_stages(bundle: Bundle, dataset: Dataset, split: str, k: int) -> Ranking
     runs: dict[str, Run] = {}
     seconds: dict[str, float] = {}
 
+    def repeatable(run: Run) -> Run:
+        # Equal scores come in whatever order an index finds them; trec_eval's rule settles it.
+        return break_ties(run, dataset.passages.ids)
+
     with _timed(seconds, "BM25"):
         words = LexicalIndex.build(passage.full for passage in dataset.passages)
-        runs["BM25"] = lexical(words, query_ids, texts, depth)
+        runs["BM25"] = repeatable(lexical(words, query_ids, texts, depth))
 
     base = _base_retriever(bundle)
     if base is not None:
         with _timed(seconds, "retriever before"):
             index = passage_index(base, dataset)
-            runs["retriever before"] = retrieve(base, index, query_ids, base.tokenize(texts), depth)
+            runs["retriever before"] = repeatable(retrieve(base, index, query_ids, base.tokenize(texts), depth))
 
     with _timed(seconds, "retriever after"):
         retriever = bundle.retriever
         index = passage_index(retriever, dataset)
-        runs["retriever after"] = retrieve(retriever, index, query_ids, retriever.tokenize(texts), depth)
+        retrieved = retrieve(retriever, index, query_ids, retriever.tokenize(texts), depth)
+        runs["retriever after"] = repeatable(retrieved)
 
-    runs["hybrid"] = fuse(runs["retriever after"], runs["BM25"], depth)
+    runs["hybrid"] = repeatable(fuse(runs["retriever after"], runs["BM25"], depth))
 
     with _timed(seconds, "re-ranked"):
         candidates = runs["retriever after"].cut(k)

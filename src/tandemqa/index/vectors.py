@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 
+from tandemqa.code import code_version
 from tandemqa.data.dataset import Dataset
 from tandemqa.data.tokens import passage_tokens, tokenizer_fingerprint
 from tandemqa.encoders.backbone import device_of, has_bfloat16
@@ -15,8 +16,8 @@ from tandemqa.index.dense import DenseIndex
 def passage_index(retriever: DualEncoder, dataset: Dataset) -> DenseIndex:
     """The dense index of all passages of `dataset`, row i being passage row i.
 
-    The cache is keyed by the retriever's weights and settings and by the content of the corpus, so that candidates,
-    evaluation and index never encode the same passages twice.
+    The cache is keyed by the retriever's weights, settings and code and by the content of the corpus, so that
+    candidates, evaluation and index never encode the same passages twice.
     """
     config = retriever.config
     settings = (
@@ -25,6 +26,7 @@ def passage_index(retriever: DualEncoder, dataset: Dataset) -> DenseIndex:
         config.passage_length,
         tokenizer_fingerprint(retriever.tokenizer),
         has_bfloat16(device_of(retriever)),
+        code_version("data/dataset.py", "data/tokens.py", "encoders", "index/dense.py", "index/vectors.py"),
     )
     key = hashlib.sha256(f"{retriever.fingerprint()} {settings} {dataset.passages.fingerprint}".encode()).hexdigest()[
         :16

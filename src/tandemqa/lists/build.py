@@ -35,7 +35,7 @@ Rows = npt.NDArray[np.int32]
 class DrawConfig(BaseModel):
     """How negatives are drawn from the candidates."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     size: int = Field(8, ge=2, description="Passages in a list: one positive and size - 1 negatives.")
     depth: int = Field(50, ge=1, description="Negatives are drawn at random from this many top candidates.")
@@ -75,6 +75,10 @@ class Verdict(IntEnum):
     NEGATIVE = 4  # confidence below the low threshold
     DROPPED = 5  # between the thresholds: in no denoised list
     POSITIVE = 6  # confidence above the high threshold: heads a list of its own
+    JUDGED = 7  # judged not relevant: a negative whatever its confidence
+
+
+DENOISED_NEGATIVES = (Verdict.NEGATIVE, Verdict.JUDGED)
 
 
 class Denoising(NamedTuple):
@@ -128,6 +132,7 @@ def build_lists(
     config: DrawConfig,
     seed: int,
     denoising: Denoising | None = None,
+    keep_single: bool = False,
 ) -> Drawn:
     """Lists whose negatives are drawn from the candidates (RocketQAv2, section 3.3).
 
@@ -139,8 +144,9 @@ def build_lists(
 
     No labelled positive of the question, and no passage that reads the same as one (`same_text` equal, see
     `text_groups`), is ever a negative; no text stands twice in a list. A list is shorter than `size` where there
-    are fewer negatives, and left out where there is none. `query_rows` refer to `candidates.query_ids`; a question
-    without a positive in `qrels` has no list.
+    are fewer negatives, and left out where there is none, for a list of one passage teaches nothing, unless
+    `keep_single` says that other questions' passages will be its negatives. `query_rows` refer to
+    `candidates.query_ids`; a question without a positive in `qrels` has no list.
     """
     generator = np.random.default_rng(seed)
     query_rows: list[int] = []
@@ -158,11 +164,11 @@ def build_lists(
         share = 0.0
         if denoising is not None:
             share = 1.0 if query_id in denoising.always else denoising.share
-        verdict = _verdicts(ranked, positives, same_text, query_row, denoising)
+        verdict = _verdicts(ranked, positives, judged, same_text, query_row, denoising)
         verdicts[query_row] = verdict
         pools = {
             "undenoised": _join(ranked[verdict >= Verdict.UNSCORED], judged, positives, same_text),
-            "denoised": _join(ranked[verdict == Verdict.NEGATIVE], judged, positives, same_text),
+            "denoised": _join(ranked[np.isin(verdict, DENOISED_NEGATIVES)], judged, positives, same_text),
         }
         heads = [
             (head, "denoised" if share > 0 and generator.random() < share else "undenoised")
@@ -181,8 +187,8 @@ def build_lists(
                 filling = _elsewhere(generator, missing, avoid, same_text)
                 counts["negatives from outside the candidates"] += len(filling)
                 negatives = np.concatenate([negatives, filling])
-            if not len(negatives):
-                continue  # a list of one passage teaches nothing
+            if not len(negatives) and not keep_single:
+                continue
             row = np.full(config.size, NO_PASSAGE, dtype=np.int32)
             row[0], row[1 : 1 + len(negatives)] = head, negatives
             query_rows.append(query_row)
@@ -211,6 +217,7 @@ def text_groups(store: TokenIds, length: int) -> npt.NDArray[np.int64]:
 def _verdicts(
     ranked: Rows,
     positives: Rows,
+    judged: Rows,
     same_text: npt.NDArray[np.int64],
     query_row: int,
     denoising: Denoising | None,
@@ -227,6 +234,7 @@ def _verdicts(
         scored = np.full(len(ranked), Verdict.DROPPED, dtype=np.int8)
         scored[confidence < denoising.low] = Verdict.NEGATIVE
         scored[confidence > denoising.high] = Verdict.POSITIVE
+        scored[np.isin(same_text[ranked], same_text[judged])] = Verdict.JUDGED
         verdict = np.where(verdict == Verdict.UNSCORED, scored, verdict)
     return verdict
 

@@ -15,7 +15,7 @@ import torch
 from tandemqa import processes
 from tandemqa.data.dataset import Dataset
 from tandemqa.data.runs import Run
-from tandemqa.data.tokens import passage_tokens
+from tandemqa.data.tokens import passage_tokens, tokenizer_fingerprint
 from tandemqa.encoders.bundle import MANIFEST, Bundle
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder
@@ -26,17 +26,18 @@ from tandemqa.index.dense import DenseIndex
 from tandemqa.index.lexical import LexicalIndex
 from tandemqa.index.vectors import passage_index
 from tandemqa.lists.build import DrawConfig, Drawn, TrainingLists, build_lists, text_groups
-from tandemqa.lists.denoise import denoised_lists
+from tandemqa.lists.denoise import Scores, denoised_lists
 from tandemqa.recipe.config import Recipe
 from tandemqa.recipe.questions import training_questions, unlabelled_questions
-from tandemqa.recipe.stage import Stage
+from tandemqa.recipe.stage import Stage, reading
 from tandemqa.search.rank import fuse, lexical, reranker_scores, retrieve
 from tandemqa.training.batch import Texts
-from tandemqa.training.checkpoint import load_weights, save_weights
+from tandemqa.training.checkpoint import load_weights, remove_checkpoints, save_weights
+from tandemqa.training.config import TrainingConfig
 from tandemqa.training.contrastive import Contrastive
 from tandemqa.training.joint import LossConfig
 from tandemqa.training.listwise import Listwise
-from tandemqa.training.loop import Refresh, TrainingConfig, fit
+from tandemqa.training.loop import Refresh, fit
 
 EVALUATION = "evaluation.json"
 
@@ -91,6 +92,11 @@ class Chain:
     def complete(self) -> bool:
         return all(step.stage.state == "complete" for step in self.steps)
 
+    @property
+    def keys(self) -> dict[str, str]:
+        """What identifies the result of each stage, by its name."""
+        return {step.name: step.stage.key for step in self.steps}
+
     def run(self) -> None:
         """Run the stages that have no result yet."""
         with processes.main_first():
@@ -106,7 +112,7 @@ class Chain:
                 step.run(step.stage.folder)
             if processes.is_main():
                 step.stage.finish()
-                (step.stage.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+                remove_checkpoints(step.stage.folder)
             processes.wait()
         self._stand(self.end)
 
@@ -115,8 +121,12 @@ class Chain:
         questions = hashlib.sha256(json.dumps([list(self.qrels), self.unlabelled]).encode()).hexdigest()[:16]
         data = {"input data": self.dataset.fingerprint, "input questions": questions}
         bases = {
-            "retriever": {"settings": recipe.retriever.model_dump(), "weights": self.retriever.fingerprint()},
-            "reranker": {"settings": recipe.reranker.model_dump(), "weights": self.reranker.fingerprint()},
+            name: {
+                "settings": model.config.model_dump(),
+                "weights": model.fingerprint(),
+                "tokenizer": tokenizer_fingerprint(model.tokenizer),
+            }
+            for name, model in (("retriever", self.retriever), ("reranker", self.reranker))
         }
 
         def add(name: str, run: Callable[..., None], before: Standing, **depends_on: Any) -> Stage:
@@ -172,6 +182,7 @@ class Chain:
                     at,
                     **inputs,
                     **origin("reranker", at.reranker),
+                    depth=recipe.lists.depth,
                 )
                 inputs["input score"] = scored.key
             listed = add(
@@ -250,7 +261,7 @@ class Chain:
             )
             candidates = Run(labelled, drawn, np.zeros(drawn.shape, dtype=np.float32))
         draw = DrawConfig(size=1 + config.negatives_per_question, depth=config.depth)
-        return build_lists(candidates, self.qrels, row, self._same_text, draw, seed).lists
+        return build_lists(candidates, self.qrels, row, self._same_text, draw, seed, keep_single=True).lists
 
     def _mine(self, folder: Path, name: str) -> None:
         source, depth = self.recipe.mine.source, self.recipe.mine.depth
@@ -269,17 +280,18 @@ class Chain:
         self._save_models(folder, reranker=True)
 
     def _score(self, folder: Path, name: str, mined: Stage) -> None:
-        candidates, texts = _load_run(mined), self._reranker_texts
-        scores = reranker_scores(self.reranker, candidates, texts.queries, texts.passages, show=name)
-        with whole_file(folder / "scores.npy") as partial_file, partial_file.open("wb") as file:
-            np.save(file, scores)
+        scores = self._scores(_load_run(mined).cut(self.recipe.lists.depth), name)
+        for file_name, values in (("positives.npy", scores.positives), ("scores.npy", scores.candidates)):
+            with whole_file(folder / file_name) as partial_file, partial_file.open("wb") as file:
+                np.save(file, values)
 
     def _lists(self, folder: Path, name: str, mined: Stage, scored: Stage | None, seed: int) -> None:
         scores = None
         if scored is not None:
-            with scored.reading():
-                scores = np.load(scored.folder / "scores.npy", allow_pickle=False)
-        drawn, about = self._draw(_load_run(mined), scores, seed)
+            with reading(scored.folder):
+                files = (scored.folder / name for name in ("scores.npy", "positives.npy"))
+                scores = Scores(*(np.load(file, allow_pickle=False) for file in files))
+        drawn, about = self._draw(_load_run(mined).cut(self.recipe.lists.depth), scores, seed)
         drawn.lists.save(folder / "lists.npz")
         with whole_file(folder / "verdicts.npy") as partial_file, partial_file.open("wb") as file:
             np.save(file, drawn.verdicts)
@@ -287,7 +299,7 @@ class Chain:
 
     def _joint(self, folder: Path, name: str, listed: Stage, seed: int) -> None:
         config = self.recipe.joint
-        with listed.reading():
+        with reading(listed.folder):
             lists = TrainingLists.load(listed.folder / "lists.npz")
         refresh = None
         if self.recipe.refresh_steps is not None:
@@ -314,11 +326,8 @@ class Chain:
                 index = DenseIndex.build(
                     self.retriever.encode(self._retriever_texts.passages, "passage", show="encode passages")
                 )
-            candidates = self._candidates(index, self.recipe.mine.depth)
-            scores = None
-            if self.recipe.reranker_scores:
-                texts = self._reranker_texts
-                scores = reranker_scores(self.reranker, candidates, texts.queries, texts.passages, show="score")
+            candidates = self._candidates(index, self.recipe.mine.depth).cut(self.recipe.lists.depth)
+            scores = self._scores(candidates, "score") if self.recipe.reranker_scores else None
             drawn, about = self._draw(candidates, scores, seed)
             write_json(folder / "lists.json", about | {"counts": drawn.counts})
             return drawn.lists
@@ -341,9 +350,20 @@ class Chain:
         index = LexicalIndex.build(passage.full for passage in self.dataset.passages)
         return lexical(index, query_ids, [self.dataset.queries[query_id] for query_id in query_ids], depth)
 
-    def _draw(
-        self, candidates: Run, scores: npt.NDArray[np.float32] | None, seed: int
-    ) -> tuple[Drawn, dict[str, Any]]:
+    def _scores(self, candidates: Run, show: str) -> Scores:
+        texts, row = self._reranker_texts, self.dataset.passages.row
+        positives = [
+            (number, row[passage])
+            for number, grades in enumerate(self.qrels.values())
+            for passage, grade in grades.items()
+            if grade > 0
+        ]
+        return Scores(
+            reranker_scores(self.reranker, candidates, texts.queries, texts.passages, show=show),
+            self.reranker.score(texts.queries, texts.passages, np.array(positives, dtype=np.int64)),
+        )
+
+    def _draw(self, candidates: Run, scores: Scores | None, seed: int) -> tuple[Drawn, dict[str, Any]]:
         """Training lists, and what is to be known of how they were made."""
         passages = self.dataset.passages
         if scores is None:
@@ -377,7 +397,7 @@ class Chain:
         for model in ("retriever", "reranker"):
             stage = getattr(standing, model)
             if stage is not None and stage is not getattr(self._loaded, model):
-                with stage.reading():
+                with reading(stage.folder):
                     load_weights(stage.folder / f"{model}.safetensors", getattr(self, model))
         self._loaded = standing
 
@@ -399,7 +419,8 @@ class Chain:
 
     @cached_property
     def _same_text(self) -> npt.NDArray[np.int64]:
-        return text_groups(self._retriever_texts.passages, self.recipe.retriever.passage_length)
+        special = len(self.retriever.frame(np.empty(0, dtype=np.int32), "passage"))
+        return text_groups(self._retriever_texts.passages, self.retriever.limit("passage") - special)
 
 
 def _settings(config: Any) -> dict[str, Any]:
@@ -419,7 +440,7 @@ def _started_from(recipe: Recipe) -> str:
     """The retriever before any training: a recipe that goes on from a bundle starts where that bundle started."""
     model = Path(recipe.retriever.model)
     manifest = model.parent / MANIFEST
-    if manifest.exists() and "started_from" in (about := read_json(manifest)):
+    if model.is_dir() and manifest.exists() and "started_from" in (about := read_json(manifest)):
         return str(about["started_from"])
     return str(model.resolve()) if model.exists() else recipe.retriever.model
 
@@ -430,5 +451,5 @@ def _save_run(path: Path, run: Run) -> None:
 
 
 def _load_run(stage: Stage) -> Run:
-    with stage.reading(), np.load(stage.folder / "candidates.npz", allow_pickle=False) as arrays:
+    with reading(stage.folder), np.load(stage.folder / "candidates.npz", allow_pickle=False) as arrays:
         return Run(arrays["query_ids"].tolist(), arrays["rows"], arrays["scores"])

@@ -12,8 +12,8 @@ from tandemqa.encoders.cross import RerankerConfig
 from tandemqa.encoders.dual import RetrieverConfig
 from tandemqa.errors import TandemError
 from tandemqa.lists.build import DrawConfig, ListsConfig
+from tandemqa.training.config import TrainingConfig
 from tandemqa.training.joint import LossConfig
-from tandemqa.training.loop import TrainingConfig
 
 READY = Path(__file__).parent / "ready"
 
@@ -21,7 +21,7 @@ READY = Path(__file__).parent / "ready"
 class DataConfig(BaseModel):
     """Which part of the data is used."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     questions: int | None = Field(None, ge=1, description="Training questions, drawn at random; null takes all.")
     unlabelled: int = Field(
@@ -49,7 +49,7 @@ class WarmRetrieverConfig(TrainingConfig):
 class MineConfig(BaseModel):
     """Where candidates come from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     source: Literal["dense", "bm25", "fused"] = Field("dense", description="The retriever, BM25, or both fused.")
     depth: int = Field(100, ge=1, description="Candidates kept for each question.")
@@ -58,7 +58,7 @@ class MineConfig(BaseModel):
 class EvaluationConfig(BaseModel):
     """The measurement at a run's end; it also learns how much the retriever's score counts in the final ranking."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     split: str | None = Field("dev", description="Split the run is measured on; null skips the measurement.")
     depth: int = Field(50, ge=1, description="Candidates that the re-ranker sees.")
@@ -67,7 +67,7 @@ class EvaluationConfig(BaseModel):
 class Recipe(BaseModel):
     """One training run, from base models to an evaluated pair; the sections stand in the order of the stages."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     seed: int = Field(13, ge=0, description="Seed of everything that is drawn at random.")
     data: DataConfig = Field(DataConfig(), description="Which part of the data is used.")

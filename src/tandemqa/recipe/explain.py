@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from tandemqa.data.dataset import Dataset, load_dataset
+from tandemqa.data.dataset import Dataset
 from tandemqa.errors import TandemError
 from tandemqa.files import read_json
 from tandemqa.lists.build import TrainingLists, Verdict
 from tandemqa.lists.confidence import Calibration
-from tandemqa.recipe.train import RUN
+from tandemqa.recipe.run import dataset_of, read_run
+from tandemqa.recipe.stage import reading, why_not_complete
 
 WHY = {
     Verdict.NONE: "ranked below lists.depth",
@@ -20,6 +21,7 @@ WHY = {
     Verdict.UNSCORED: "negative: unlabelled, and no re-ranker score was asked for",
     Verdict.NEGATIVE: "negative: confidence {confidence:.2f} is below {low:.2f}",
     Verdict.DROPPED: "dropped from denoised lists: confidence {confidence:.2f} is between {low:.2f} and {high:.2f}",
+    Verdict.JUDGED: "negative: judged not relevant, confidence {confidence:.2f}",
     Verdict.POSITIVE: "further positive: confidence {confidence:.2f} is above {high:.2f}",
 }
 
@@ -54,32 +56,39 @@ class Explanation:
 def explain(run: str | Path, query_id: str, round_number: int = 1) -> Explanation:
     """The candidates of a question in a training run's joint lists, those that stand in a list but are no candidate
     last; what the run lacks is a `TandemError`."""
-    folder = Path(run)
-    if not (folder / RUN).exists():
-        raise TandemError(f"{folder} is no training run (it holds no {RUN}); name the folder given to `train --out`.")
+    told = read_run(Path(run))
     suffix = "" if round_number == 1 else f"-{round_number}"
-    mined, scored, listed = (folder / "stages" / f"{name}{suffix}" for name in ("mine", "score", "lists"))
-    if not (listed / "lists.json").exists():
-        raise TandemError(f"{listed} holds no lists yet; run `tandemqa train` to its end, or name another round.")
-    about = read_json(listed / "lists.json")
-    lists = TrainingLists.load(listed / "lists.npz")
-    with np.load(mined / "candidates.npz", allow_pickle=False) as arrays:
+    names = [f"{name}{suffix}" for name in ("mine", "score", "lists")]
+    if names[-1] not in told.stages:
+        raise TandemError(f"{run} has no round {round_number}; its stages are {', '.join(told.stages)}.")
+    for name in names:
+        if name in told.stages and (missing := why_not_complete(told.stages, name)):
+            raise TandemError(missing)
+    mined, scored, listed = (told.stage(name) for name in names)
+    with reading(listed):
+        about = read_json(listed / "lists.json")
+        lists = TrainingLists.load(listed / "lists.npz")
+        verdicts = np.load(listed / "verdicts.npy", allow_pickle=False)
+    with reading(mined), np.load(mined / "candidates.npz", allow_pickle=False) as arrays:
         query_ids, rows, retriever_scores = arrays["query_ids"].tolist(), arrays["rows"], arrays["scores"]
     if query_id not in query_ids:
-        raise TandemError(
-            f"{folder} was not trained on a question {query_id!r}; one that it was is {query_ids[0]!r}."
-        )
+        raise TandemError(f"{run} was not trained on a question {query_id!r}; one that it was is {query_ids[0]!r}.")
     number = query_ids.index(query_id)
-    dataset = load_dataset(read_json(folder / RUN)["data"]["path"])
-    verdicts = np.load(listed / "verdicts.npy", allow_pickle=False)[number]
-    verdicts = np.pad(verdicts, (0, rows.shape[1] - len(verdicts)))
-    scores = np.load(scored / "scores.npy", allow_pickle=False)[number] if "slope" in about else None
+    dataset = dataset_of(told.data)
+    if isinstance(dataset, str):
+        raise TandemError(dataset)
+    below = rows.shape[1] - verdicts.shape[1]  # candidates deeper than the lists reach
+    verdict = np.pad(verdicts[number], (0, below))
+    scores = np.full(rows.shape[1], np.nan)
+    if "slope" in about:
+        with reading(scored):
+            scores[: verdicts.shape[1]] = np.load(scored / "scores.npy", allow_pickle=False)[number]
     own = lists.passages[lists.query_rows == number]
     # The questions without labels stand behind those with.
     pseudo_labelled = number >= len(query_ids) - about.get("unlabelled", 0)
     candidates = []
     for place in np.flatnonzero(rows[number] >= 0).tolist():
-        score = None if scores is None else float(scores[place])
+        score = None if np.isnan(scores[place]) else float(scores[place])
         candidates.append(
             _candidate(
                 dataset,
@@ -87,7 +96,7 @@ def explain(run: str | Path, query_id: str, round_number: int = 1) -> Explanatio
                 place + 1,
                 float(retriever_scores[number, place]),
                 score,
-                Verdict(int(verdicts[place])),
+                Verdict(int(verdict[place])),
                 about,
                 own,
                 pseudo_labelled,
@@ -117,6 +126,8 @@ def _candidate(
     why = WHY[verdict].format(confidence=confidence, low=about.get("low"), high=about.get("high"))
     if verdict == Verdict.LABELLED and pseudo_labelled:
         why = f"taken for the positive: of highest confidence, {confidence:.2f}, and above {about['high']:.2f}"
+    if verdict == Verdict.NONE and heads:
+        why = "labelled positive, ranked below lists.depth"
     if rank is None:
         why = (
             "labelled positive that was not retrieved"

@@ -10,7 +10,7 @@ from tandemqa.errors import TandemError
 from tandemqa.files import read_json
 from tandemqa.recipe.chain import Chain
 from tandemqa.recipe.config import Recipe
-from tandemqa.recipe.train import RUN
+from tandemqa.recipe.run import RUN, read_run
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def plan(dataset: Dataset, recipe: Recipe, out: Path) -> list[Planned]:
         if state == "complete":
             why = "its result is there"
         elif state == "unfinished":
-            why = "it was interrupted and goes on where it stopped"
+            why = f"it was interrupted and {'goes on where it stopped' if step.trains else 'begins again'}"
         elif state == "new":
             why = "it has no result yet"
         else:
@@ -46,27 +46,21 @@ def runs(folder: Path) -> list[dict[str, Any]]:
         raise TandemError(f"{folder} is not a folder; name one that holds training runs.")
     found = []
     for path in sorted({*folder.glob(RUN), *folder.glob(f"*/{RUN}")}):
-        run = path.parent
-        about = read_json(path)
-        states = {name: _state(run / "stages" / name / "stage.json") for name in about["stages"]}
-        bundle = run / "bundle" / MANIFEST
-        metrics = read_json(bundle).get("metrics") if bundle.exists() else None
+        run = read_run(path.parent)
+        bundle = run.folder / "bundle" / MANIFEST
+        about = read_json(bundle) if bundle.exists() else {}
+        current = about.get("recipe") == run.recipe  # else the bundle is of an earlier recipe
+        metrics = about.get("metrics") if current else None
         found.append(
             {
-                "run": str(run),
-                "data": about["data"]["path"],
-                "questions": about["data"]["questions"],
-                "stages": states,
-                "bundle": bundle.exists(),
+                "run": str(run.folder),
+                "data": str(run.data.path),
+                "questions": run.data.questions,
+                "stages": run.stages,
+                "bundle": current,
                 "mrr@10": {name: figures["mrr@10"]["mean"] for name, figures in metrics["stages"].items()}
                 if metrics
                 else {},
             }
         )
     return found
-
-
-def _state(path: Path) -> str:
-    if not path.exists():
-        return "to do"
-    return "complete" if read_json(path).get("complete") else "unfinished"

@@ -3,22 +3,22 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
 
 from safetensors import SafetensorError
 
-import tandemqa
+from tandemqa.code import code_version
 from tandemqa.errors import TandemError
-from tandemqa.files import read_json, write_json
+from tandemqa.files import read_json, remove_partial, write_json
 
 State = Literal["complete", "unfinished", "changed", "new"]
+Progress = Literal["complete", "unfinished", "outdated", "to do"]
 
-# The package's folders whose code decides a stage's result, by the stage's name without its round.
+# The package's folders whose code, besides the chain's, decides a stage's result; stages without their round.
 _TRAINS = ("data", "encoders", "lists", "training")
 CODE = {
     "warm_retriever": (*_TRAINS, "index"),
@@ -41,7 +41,7 @@ class Stage:
     def __init__(self, folder: Path, depends_on: dict[str, Any]) -> None:
         self.folder = folder
         # As JSON gives it back, so that what was stored compares equal.
-        code = code_version(*CODE[folder.name.partition("-")[0]])
+        code = code_version("recipe/chain.py", *CODE[folder.name.partition("-")[0]])
         self.depends_on: dict[str, Any] = json.loads(json.dumps({"code": code, **depends_on}))
         text = json.dumps(self.depends_on, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -79,35 +79,59 @@ class Stage:
         if self.state in ("changed", "new"):
             shutil.rmtree(self.folder, ignore_errors=True)
             self._write(complete=False)
+        remove_partial(self.folder)  # what a killed process left
 
     def finish(self) -> None:
         """Declare the result whole."""
         self._write(complete=True)
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Read the result in this block; what is missing or damaged is a `TandemError` that names the folder."""
-        try:
-            yield
-        except (OSError, EOFError, ValueError, KeyError, RuntimeError, SafetensorError, BadZipFile) as error:
-            raise TandemError(
-                f"The stage in {self.folder} is damaged ({error}); remove that folder, the stage is run again."
-            ) from error
 
     def _write(self, complete: bool) -> None:
         about = {"key": self.key, "complete": complete, "depends_on": self.depends_on}
         write_json(self.folder / "stage.json", about)
 
 
-@cache
-def code_version(*rooms: str) -> str:
-    """Sixteen hexadecimal digits that identify the source code in these folders of the package, and of the chain."""
-    package = Path(tandemqa.__file__).parent
-    digest = hashlib.sha256()
-    files = [path for room in rooms for path in sorted((package / room).rglob("*.py"))]
-    for path in (*files, package / "recipe" / "chain.py"):
-        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+def stage_states(folder: Path, names: Sequence[str]) -> dict[str, Progress]:
+    """How far each stage in `folder` is. One is outdated if it was made from a stage that has been replaced since, as
+    those at the end of a chain are while a changed recipe is being run."""
+    states: dict[str, Progress] = {}
+    keys: set[str] = set()
+    for name in names:
+        path = folder / name / "stage.json"
+        if not path.exists():
+            states[name] = "to do"
+            continue
+        with reading(folder / name):
+            about = read_json(path)
+            inputs = {on: key for on, key in about["depends_on"].items() if on.startswith("input ")}
+            if not {inputs[on] for on in inputs.keys() - {"input data", "input questions"}} <= keys:
+                states[name] = "outdated"
+                continue
+            keys.add(about["key"])
+            states[name] = "complete" if about["complete"] else "unfinished"
+    return states
+
+
+def why_not_complete(states: dict[str, Progress], name: str) -> str | None:
+    """Why there is no result of a stage to show, if there is none."""
+    if states[name] == "complete":
+        return None
+    how = {
+        "unfinished": "is not finished yet",
+        "outdated": "was last run with another recipe and is still to be run with this one",
+        "to do": "has not been run yet",
+    }
+    return f"The stage {name} {how[states[name]]}; run tandemqa train to its end to see this."
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Read a stage's result in this block; what is missing or damaged is a `TandemError` that names the folder."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, SafetensorError, BadZipFile) as error:
+        raise TandemError(
+            f"The stage in {folder} is damaged ({error}); remove that folder, the stage is run again."
+        ) from error
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,13 +5,14 @@ from typing import Any
 
 from tandemqa import processes
 from tandemqa.data.dataset import Dataset, load_dataset
+from tandemqa.data.lines import check_trec_names
 from tandemqa.encoders.bundle import MANIFEST, Bundle, save_bundle
 from tandemqa.errors import TandemError
 from tandemqa.files import read_json, write_json
 from tandemqa.recipe.chain import EVALUATION, Chain
 from tandemqa.recipe.config import Recipe, load_recipe
-
-RUN = "run.json"
+from tandemqa.recipe.run import RUN
+from tandemqa.recipe.stage import reading
 
 
 def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str | Path = "quick") -> Bundle:
@@ -28,7 +29,8 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     if recipe.evaluation.split is not None:
-        dataset.judged(recipe.evaluation.split)  # a missing split is better found before the training than after
+        # Better found before the training than after: a missing split, ids that the evaluation's files cannot carry.
+        check_trec_names([*dataset.judged(recipe.evaluation.split), *dataset.passages.ids], str(dataset.folder))
     out = Path(out)
     place = out / "bundle"
     if place.exists() and not (place / MANIFEST).exists():
@@ -41,10 +43,15 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
         stages = [step.name for step in chain.steps]
         write_json(out / RUN, {"data": data, "recipe": recipe.model_dump(), "stages": stages})
     chain.run()
-    about: dict[str, Any] = {"recipe": recipe.model_dump(), "started_from": chain.started_from, "data": data}
+    about: dict[str, Any] = {
+        "recipe": recipe.model_dump(),
+        "started_from": chain.started_from,
+        "data": data,
+        "stages": chain.keys,
+    }
     if recipe.evaluation.split is not None:
         stage = chain.steps[-1].stage
-        with stage.reading():
+        with reading(stage.folder):
             about |= read_json(stage.folder / EVALUATION)
     if processes.is_main():
         save_bundle(place, chain.retriever, chain.reranker, about)
@@ -55,4 +62,5 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
 def _finished(chain: Chain, place: Path) -> bool:
     if not (chain.complete and place.exists()):
         return False
-    return bool(read_json(place / MANIFEST).get("recipe") == chain.recipe.model_dump())
+    about = read_json(place / MANIFEST)
+    return bool(about.get("recipe") == chain.recipe.model_dump() and about.get("stages") == chain.keys)

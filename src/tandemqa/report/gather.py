@@ -6,12 +6,12 @@ What a run does not have, or not yet, is a `Missing`: the sentence that stands i
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tandemqa.data.dataset import Dataset, Passage, load_dataset
+from tandemqa.data.dataset import Dataset, Passage
 from tandemqa.data.lines import fault, read_lines
 from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run, read_trec
@@ -25,8 +25,8 @@ from tandemqa.lists.build import Verdict
 from tandemqa.lists.confidence import Calibration
 from tandemqa.recipe.chain import EVALUATION
 from tandemqa.recipe.config import Recipe
-from tandemqa.recipe.stage import Stage, leaves
-from tandemqa.recipe.train import RUN
+from tandemqa.recipe.run import Data, dataset_of, read_run
+from tandemqa.recipe.stage import Progress, leaves, reading, why_not_complete
 
 SUSPECTS = 20
 EXAMPLES = 5
@@ -35,16 +35,7 @@ BINS = 60
 METRIC = "mrr@10"
 BEFORE, AFTER = "retriever-before", "re-ranked"
 
-State = Literal["complete", "unfinished", "outdated", "to do"]
 Missing = str
-
-
-class Data(NamedTuple):
-    """The dataset that a run was trained on, and how many of its questions."""
-
-    path: Path
-    fingerprint: str
-    questions: int
 
 
 @dataclass(frozen=True)
@@ -147,7 +138,7 @@ class Facts:
     run: Path
     data: Data
     settings: list[Setting]
-    stages: dict[str, State]
+    stages: dict[str, Progress]
     bundle: Path | Missing
     evaluation: Report | Missing
     lists: list[Lists | Missing]
@@ -168,16 +159,10 @@ class Facts:
 
 def gather(run: Path) -> Facts:
     """Everything a report tells of the training run in `run`; what is damaged in it is a `TandemError`."""
-    if not (run / RUN).exists():
-        raise TandemError(f"{run} is no training run (it holds no {RUN}); name the folder given to `train --out`.")
-    about = read_json(run / RUN)
-    try:
-        data = Data(Path(about["data"]["path"]), about["data"]["fingerprint"], about["data"]["questions"])
-        settings, names = _settings(about["recipe"]), list(about["stages"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise TandemError(f"{run / RUN} is not what `train` writes; run `tandemqa train` again.") from error
-    stages = _states(run / "stages", names)
-    dataset = _dataset(data)
+    told = read_run(run)
+    data, stages, names = told.data, told.stages, list(told.stages)
+    settings = _settings(told.recipe)
+    dataset = dataset_of(data)
     rounds = [name.removeprefix("lists") for name in names if name.startswith("lists")]
     return Facts(
         run,
@@ -192,71 +177,29 @@ def gather(run: Path) -> Facts:
     )
 
 
-def _states(folder: Path, names: list[str]) -> dict[str, State]:
-    """How far each stage is. A stage is outdated if it was made from a stage that has been replaced since, as those
-    at the end of a chain are while a changed recipe is being run."""
-    states: dict[str, State] = {}
-    keys: set[str] = set()
-    for stage in (Stage(folder / name, {}) for name in names):
-        name, path = stage.folder.name, stage.folder / "stage.json"
-        if not path.exists():
-            states[name] = "to do"
-            continue
-        with stage.reading():
-            about = read_json(path)
-            inputs = {on: key for on, key in about["depends_on"].items() if on.startswith("input ")}
-            if not {inputs[on] for on in inputs.keys() - {"input data", "input questions"}} <= keys:
-                states[name] = "outdated"
-                continue
-            keys.add(about["key"])
-            states[name] = "complete" if about["complete"] else "unfinished"
-    return states
-
-
-def _dataset(data: Data) -> Dataset | Missing:
-    if not data.path.is_dir():
-        return f"This needs the data, which is no longer in {data.path}; put it back and write the report again."
-    dataset = load_dataset(data.path)
-    if dataset.fingerprint != data.fingerprint:
-        return f"This needs the data, which has changed in {data.path} since the run."
-    return dataset
-
-
 def _settings(recipe: dict[str, Any]) -> list[Setting]:
     defaults = dict(leaves(Recipe().model_dump()))
     settings = [Setting(name, value, defaults.get(name)) for name, value in leaves(recipe)]
     return [setting for setting in settings if setting.value != setting.default]
 
 
-def _not_complete(stages: dict[str, State], name: str) -> Missing | None:
-    """Why there is no result of a stage to show, if there is none."""
-    if stages[name] == "complete":
-        return None
-    how = {
-        "unfinished": "is not finished yet",
-        "outdated": "was last run with another recipe and is still to be run with this one",
-        "to do": "has not been run yet",
-    }
-    return f"The stage {name} {how[stages[name]]}; run tandemqa train to its end to see this."
-
-
-def _evaluation(run: Path, stages: dict[str, State]) -> Report | Missing:
+def _evaluation(run: Path, stages: dict[str, Progress]) -> Report | Missing:
     if "evaluate" not in stages:
         return "The recipe measures nothing (evaluation.split is null); tandemqa evaluate does."
-    if missing := _not_complete(stages, "evaluate"):
+    if missing := why_not_complete(stages, "evaluate"):
         return missing
-    stage = Stage(run / "stages" / "evaluate", {})
-    with stage.reading():
-        return Report.from_json(read_json(stage.folder / EVALUATION)["metrics"])
+    folder = run / "stages" / "evaluate"
+    with reading(folder):
+        return Report.from_json(read_json(folder / EVALUATION)["metrics"])
 
 
-def _lists(run: Path, stages: dict[str, State], suffix: str, dataset: Dataset | Missing) -> Lists | Missing:
-    if missing := _not_complete(stages, f"lists{suffix}"):
+def _lists(run: Path, stages: dict[str, Progress], suffix: str, dataset: Dataset | Missing) -> Lists | Missing:
+    if missing := why_not_complete(stages, f"lists{suffix}"):
         return missing
-    listed = Stage(run / "stages" / f"lists{suffix}", {})
-    with listed.reading():
-        about = read_json(listed.folder / "lists.json")
-        verdicts = np.load(listed.folder / "verdicts.npy", allow_pickle=False)
+    listed = run / "stages" / f"lists{suffix}"
+    with reading(listed):
+        about = read_json(listed / "lists.json")
+        verdicts = np.load(listed / "verdicts.npy", allow_pickle=False)
         counts = about["counts"] | {
             f"{name.replace('_', '-')} questions": about[name]
             for name in ("unlabelled", "pseudo_labelled")
@@ -286,12 +229,14 @@ class _Marks(NamedTuple):
 def _confidence(
     run: Path, suffix: str, about: dict[str, Any], verdicts: NDArray[np.int8], dataset: Dataset
 ) -> Confidence:
-    mined, scored = (Stage(run / "stages" / f"{name}{suffix}", {}) for name in ("mine", "score"))
-    with mined.reading(), np.load(mined.folder / "candidates.npz", allow_pickle=False) as arrays:
-        candidates = Run(arrays["query_ids"].tolist(), arrays["rows"], arrays["scores"])
-    with scored.reading():
-        scores = np.load(scored.folder / "scores.npy", allow_pickle=False)
+    mined, scored = (run / "stages" / f"{name}{suffix}" for name in ("mine", "score"))
+    with reading(scored):
+        scores = np.load(scored / "scores.npy", allow_pickle=False)
+    with reading(mined), np.load(mined / "candidates.npz", allow_pickle=False) as arrays:
+        candidates = Run(arrays["query_ids"].tolist(), arrays["rows"], arrays["scores"]).cut(scores.shape[1])
     marks = _marks(candidates, dataset.qrels.get("train", {}), dataset.passages.row)
+    # The questions without labels stand behind those with; training did not see the labels they may have.
+    marks.positive[len(candidates.query_ids) - about["unlabelled"] :] = False
     calibration = Calibration(about["slope"], about["offset"])
     low, high = about["low"], about["high"]
     others = scores[(candidates.rows >= 0) & ~marks.positive]
@@ -353,11 +298,11 @@ def _suspects(
     return suspects
 
 
-def _curve(run: Path, stages: dict[str, State], name: str) -> Curve | Missing:
+def _curve(run: Path, stages: dict[str, Progress], name: str) -> Curve | Missing:
     """The log of a stage, which may be in the midst of its training."""
     path = run / "stages" / name / "log.jsonl"
     if stages[name] in ("to do", "outdated") or not path.exists():
-        return _not_complete(stages, name) or f"The stage {name} kept no log."
+        return why_not_complete(stages, name) or f"The stage {name} kept no log."
     lines = list(read_lines(path))
     records = []
     for number, _, line in lines:
@@ -377,7 +322,7 @@ def _curve(run: Path, stages: dict[str, State], name: str) -> Curve | Missing:
         raise TandemError(f"{path} is not a log that `train` wrote ({error}); remove it.") from error
 
 
-def _changes(run: Path, stages: dict[str, State], dataset: Dataset | Missing) -> Changes | Missing:
+def _changes(run: Path, stages: dict[str, Progress], dataset: Dataset | Missing) -> Changes | Missing:
     evaluation = _evaluation(run, stages)
     if isinstance(evaluation, Missing):
         return evaluation

@@ -69,6 +69,21 @@ def reranker_scores(
     return scores
 
 
+def followed_by(first: Run, whole: Run) -> Run:
+    """The rankings of `first`, and behind them what `whole`, of which it re-orders the top, has further down.
+
+    The scores go on falling from the last one of `first`, by 1 from place to place.
+    """
+    count = first.rows.shape[1]
+    rest = whole.rows[:, count:]
+    last = np.where(first.rows >= 0, first.scores, np.inf).min(axis=1, initial=np.inf, keepdims=True)
+    below = (last - 1 - np.arange(rest.shape[1])).astype(np.float32)
+    scores = np.where(rest >= 0, below, np.float32(-np.inf))
+    return Run(
+        first.query_ids, np.concatenate([first.rows, rest], axis=1), np.concatenate([first.scores, scores], axis=1)
+    )
+
+
 def blended(candidates: Run, scores: NDArray[np.float32], blend: float) -> Run:
     """The candidates in the order of `scores` (their shape) plus `blend` times their own; ties keep their order."""
     present = candidates.rows >= 0

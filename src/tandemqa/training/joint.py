@@ -23,7 +23,7 @@ from tandemqa.training.losses import (
 class LossConfig(BaseModel):
     """The three terms of the joint loss. The defaults are the paper's form, at a temperature that suits cosines."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kl_weight: float = Field(1.0, ge=0, description="Weight of the divergence between the two distributions.")
     reranker_weight: float = Field(1.0, ge=0, description="Weight of the re-ranker's supervised loss.")

@@ -5,46 +5,24 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from tandemqa import processes
-from tandemqa.encoders.backbone import Precision
 from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
 from tandemqa.progress import bar
-from tandemqa.training.checkpoint import load_checkpoint, save_checkpoint
+from tandemqa.training.checkpoint import Checkpoints
+from tandemqa.training.config import TrainingConfig
 from tandemqa.training.interrupt import postponed
 from tandemqa.training.joint import JointModel
+from tandemqa.training.optimizer import clip_gradients, make_optimizer, rate_share
 
 # What an interruption can cost at most; writing one takes about a second.
 CHECKPOINT_SECONDS = 60.0
-
-
-class TrainingConfig(BaseModel):
-    """How lists become updates, in every training stage alike."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    epochs: float = Field(1.0, ge=0, description="Passes over the lists; a fraction stops early, 0 skips the stage.")
-    batch_lists: int = Field(16, ge=1, description="Lists per optimiser step.")
-    micro_tokens: int = Field(
-        16384, ge=1, description="Tokens in memory at once (about 4 GB for 6 layers of 384); same gradient for any."
-    )
-    retriever_rate: float = Field(5e-5, ge=0, description="Peak learning rate of the retriever.")
-    reranker_rate: float = Field(1e-4, ge=0, description="Peak learning rate of the re-ranker's encoder.")
-    head_rate: float = Field(1e-3, ge=0, description="Peak learning rate of the re-ranker's linear layer.")
-    schedule: Literal["constant", "linear"] = Field("linear", description="Rate after its warm-up.")
-    warmup_share: float = Field(0.1, ge=0, le=1, description="Share of the steps in which the rate rises from 0.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW decay, on matrices only.")
-    clip_norm: float = Field(1.0, gt=0, description="Limit of the global gradient norm.")
-    precision: Precision = Field(
-        "auto", description='"auto": bfloat16 products where the processor has them, weights and losses in float32.'
-    )
 
 
 class Objective(Protocol):
@@ -81,21 +59,21 @@ def fit(
 ) -> None:
     """Train the objective's models in place.
 
-    Progress goes to `workspace/log.jsonl`, checkpoints to `workspace/checkpoint.safetensors`: called again after an
-    interruption it goes on from there, in the same order of lists, to the same weights. Dropout depends on the seed,
-    the step and the process alone. Several processes (see `tandemqa.processes`) share the lists of each step; their
-    weights stay equal, and equal to those of one process alone, up to rounding.
+    Progress goes to `workspace/log.jsonl`, checkpoints stand beside it: called again after an interruption it goes on
+    from there, in the same order of lists, to the same weights. Several processes (see `tandemqa.processes`) share
+    the lists of each step; their weights stay equal, and without dropout equal to those of one process, up to
+    rounding. Dropout depends on the seed, the step, the process and how a step is cut.
     """
     if config.epochs == 0:
         return
     model = objective.model
     steps = max(1, round(config.epochs * math.ceil(len(objective) / config.batch_lists)))
     every = refresh.every_steps if refresh else steps
-    optimizer = _optimizer(model, config)
-    checkpoint = workspace / "checkpoint.safetensors"
-    first = load_checkpoint(checkpoint, model, optimizer)
+    optimizer = make_optimizer(model, config)
     log = workspace / "log.jsonl"
     workspace.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workspace, model, optimizer)
+    first = checkpoints.load()
     if processes.is_main():
         _cut_log(log, first)
     saved_at = time.monotonic()
@@ -106,7 +84,7 @@ def fit(
             if refresh and start:
                 # The models that the lists are made from, should this be interrupted.
                 if start > first and processes.is_main():
-                    save_checkpoint(checkpoint, start, model, optimizer)
+                    checkpoints.save(start)
                 objective = refresh.objective(workspace / f"refresh-{start}")
             model.train()
             orders = _steps(len(objective), config.batch_lists, min(every, steps - start), seed + start)
@@ -115,10 +93,11 @@ def fit(
                     continue
                 started = time.monotonic()
                 for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * _rate_share(step, steps, config)
+                    group["lr"] = group["peak"] * rate_share(step, steps, config)
                 random = np.random.SeedSequence([seed, step, processes.rank()])
                 torch.manual_seed(int(random.generate_state(1, np.uint64)[0]))
-                record = _step(objective, optimizer, rows, config, step)
+                record = _step(objective, optimizer, rows, config, step, interrupted)
+                stopping = record.pop("interrupted") > 0
                 if processes.is_main():
                     seconds = time.monotonic() - started
                     record |= {"step": step, "seconds": round(seconds, 3)}
@@ -127,10 +106,10 @@ def fit(
                     speed = f"{record['tokens'] / seconds:,.0f} tokens/s"
                     progress.set_postfix_str(f"loss {record['loss']:.3f}, {speed}", refresh=False)
                     progress.update(len(rows))
-                    if interrupted() or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                        save_checkpoint(checkpoint, step + 1, model, optimizer)
+                    if stopping or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                        checkpoints.save(step + 1)
                         saved_at = time.monotonic()
-                if interrupted():
+                if stopping:
                     made = f"{step + 1} of {steps} steps of {name} are made and saved"
                     raise KeyboardInterrupt(f"Interrupted: {made}; the same command goes on from there.")
     model.eval()
@@ -142,8 +121,10 @@ def _step(
     rows: npt.NDArray[np.int64],
     config: TrainingConfig,
     step: int,
+    interrupted: Callable[[], bool],
 ) -> dict[str, float]:
-    """One optimiser step on the lists at `rows`; returns what the objective says of it, and gradient norms."""
+    """One optimiser step on the lists at `rows`; returns what the objective says of it, gradient norms, and how many
+    processes are asked to stop, so that all do so after the same step."""
     optimizer.zero_grad(set_to_none=True)
     try:
         record = objective.backward(rows)
@@ -151,16 +132,11 @@ def _step(
         raise TandemError(
             f"The loss of training list {error} is not finite at step {step}; lower the learning rates."
         ) from error
+    record["interrupted"] = interrupted()
     _add_up(objective.model, record)
-    norms = {
-        part: torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        for part, parameters in _by_model(objective.model).items()
-    }
-    total = torch.stack(list(norms.values())).square().sum().sqrt()
-    for parameters in _by_model(objective.model).values():
-        torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, total)
+    norms = clip_gradients(objective.model, config)
     optimizer.step()
-    return record | {f"{part}_gradient_norm": float(norm) for part, norm in norms.items()}
+    return record | {f"{name}_gradient_norm": norm for name, norm in norms.items()}
 
 
 def _add_up(model: JointModel, record: dict[str, float]) -> None:
@@ -178,36 +154,6 @@ def _add_up(model: JointModel, record: dict[str, float]) -> None:
         if somewhere and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     processes.add_up([p.grad for p in parameters if p.grad is not None])
-
-
-def _by_model(model: JointModel) -> dict[str, list[torch.nn.Parameter]]:
-    """The learning parameters of the retriever and of the re-ranker."""
-    parts: dict[str, list[torch.nn.Parameter]] = {}
-    for name, parameter in model.learning_parameters():
-        parts.setdefault(name.split(".")[0], []).append(parameter)
-    return parts
-
-
-def _optimizer(model: JointModel, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW with a rate per model, and no decay on biases and LayerNorm weights (the one-dimensional ones)."""
-    rates: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.learning_parameters():
-        if name.startswith("reranker.head"):
-            rate = config.head_rate
-        else:
-            rate = config.retriever_rate if name.startswith("retriever") else config.reranker_rate
-        decay = config.weight_decay if parameter.ndim > 1 else 0.0
-        rates.setdefault((rate, decay), []).append(parameter)
-    groups = [{"params": p, "peak": rate, "lr": rate, "weight_decay": decay} for (rate, decay), p in rates.items()]
-    return torch.optim.AdamW(groups, fused=True)
-
-
-def _rate_share(step: int, steps: int, config: TrainingConfig) -> float:
-    """The share of the peak rate at a step: linear from 0, then constant or linear to 0."""
-    rising = round(config.warmup_share * steps)
-    if step < rising:
-        return (step + 1) / rising
-    return 1.0 if config.schedule == "constant" else max(0.0, (steps - step) / max(1, steps - rising))
 
 
 def _steps(lists: int, batch: int, steps: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
