@@ -133,6 +133,17 @@ def test_explain_tells_a_pseudo_label_from_a_label_even_where_the_dataset_has_on
     assert second.why.startswith("negative") and (second.heads, second.lists) == (0, 1)
 
 
+def test_explain_says_of_an_unlabelled_question_why_it_has_no_list(tiny_model, tiny_dataset, tmp_path):
+    settings = ["lists.high=1", "lists.thresholds=confidence", "rounds=1", "joint.epochs=0", "evaluation.split=null"]
+    train(tiny_dataset, tmp_path, whole(tiny_model, *settings))
+    with np.load(tmp_path / "stages" / "mine" / "candidates.npz") as arrays:
+        labelled, unlabelled = arrays["query_ids"][[0, -1]].tolist()
+    told = explain(tmp_path, unlabelled)
+    assert not told.pseudo_labelled
+    assert {candidate.why.split(":")[0] for candidate in told.candidates} == {"in no list"}
+    assert any(candidate.heads for candidate in explain(tmp_path, labelled).candidates)
+
+
 @pytest.mark.parametrize(
     ("query_id", "round_number", "message"),
     [

@@ -128,6 +128,8 @@ def _candidate(
         why = f"taken for the positive: of highest confidence, {confidence:.2f}, and above {about['high']:.2f}"
     if verdict == Verdict.NONE and heads:
         why = "labelled positive, ranked below lists.depth"
+    elif pseudo_labelled and not len(own):
+        why = "in no list: no candidate of this unlabelled question is sure enough to be its positive"
     if rank is None:
         why = (
             "labelled positive that was not retrieved"
