@@ -104,13 +104,20 @@ class WordTable:
     nothing. The gradient is the same.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[TokenBatch]) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[TokenBatch], cut: bool = False) -> None:
+        """`cut`: gather the gradient here, over any number of backward passes, until `backward` hands it on."""
         words: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
-        ids = torch.unique(torch.cat([batch.input_ids.flatten() for batch in batches]))
         self.row = torch.zeros(words.num_embeddings, dtype=torch.int64, device=words.weight.device)
-        ids = ids.to(words.weight.device)
+        ids = torch.cat([torch.empty(0, dtype=torch.int64), *(batch.input_ids.flatten() for batch in batches)])
+        ids = torch.unique(ids).to(words.weight.device)
         self.row[ids] = torch.arange(len(ids), device=ids.device)
-        self.vectors: Tensor = words(ids)
+        self.looked_up: Tensor = words(ids)
+        self.vectors = self.looked_up.detach().requires_grad_() if cut else self.looked_up
+
+    def backward(self) -> None:
+        """Hand the gathered gradient on to the embeddings' weights."""
+        if self.vectors.grad is not None:
+            self.looked_up.backward(self.vectors.grad)  # type: ignore[no-untyped-call]
 
     def __getitem__(self, input_ids: Tensor) -> Tensor:
         """Word embeddings, shape (N, L, d), of ids of shape (N, L)."""

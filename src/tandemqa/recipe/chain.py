@@ -390,6 +390,7 @@ class Chain:
             loss,
             config.micro_tokens,
             config.precision,
+            config.grad_keep,
         )
 
     def _stand(self, standing: Standing) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tandemqa.data.tokens import TokenIds
 from tandemqa.encoders.cross import CrossEncoder
@@ -48,6 +49,11 @@ class ListBatch:
     queries: list[Part]
     passages: list[Part]
     pairs: list[Part]
+
+    @property
+    def distinct(self) -> int:
+        """How many distinct passages there are."""
+        return int(self.passage_index.max()) + 1
 
     def share(self, rank: int, count: int) -> "ListBatch":
         """The same lists with every `count`-th row of each part, from `rank` on: one process's share of the work."""
@@ -91,30 +97,58 @@ def make_batch(
     return ListBatch(torch.from_numpy(mask), torch.from_numpy(passage_index), queries, passages, pairs)
 
 
-def split_rows(
-    lists: TrainingLists, rows: npt.NDArray[np.int64], sides: Sides, micro_tokens: int
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Cut a step's lists into parts of at most about `micro_tokens` tokens, at least one list each, in order."""
+def list_tokens(lists: TrainingLists, rows: npt.NDArray[np.int64], sides: Sides) -> npt.NDArray[np.int64]:
+    """About how many tokens the models read of each of the lists at `rows`, int64 of their shape."""
     retriever, reranker = sides
-    if not len(rows):
-        return
-    start = tokens = 0
+    tokens = np.zeros(len(rows), dtype=np.int64)
     for place, row in enumerate(rows):
         passages = lists.passages[row]
         real = passages[passages != NO_PASSAGE].tolist()
-        cost = 0
         if retriever is not None:
             limit = retriever[0].config.passage_length
-            cost += sum(min(len(retriever[1].passages[p]), limit) for p in real)
+            tokens[place] += sum(min(len(retriever[1].passages[p]), limit) for p in real)
         if reranker is not None:
             query = len(reranker[1].queries[int(lists.query_rows[row])])
             limit = reranker[0].config.pair_length
-            cost += sum(min(query + len(reranker[1].passages[p]), limit) for p in real)
-        if place > start and tokens + cost > micro_tokens:
+            tokens[place] += sum(min(query + len(reranker[1].passages[p]), limit) for p in real)
+    return tokens
+
+
+def split_rows(
+    rows: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64], micro_tokens: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Cut a step's lists, of so many `tokens` each, into parts of at most `micro_tokens` or of one list, in order."""
+    start = used = 0
+    for place, cost in enumerate(tokens.tolist()):
+        if place > start and used + cost > micro_tokens:
             yield rows[start:place]
-            start, tokens = place, 0
-        tokens += cost
-    yield rows[start:]
+            start, used = place, 0
+        used += cost
+    if len(rows):
+        yield rows[start:]
+
+
+def kept_rows(parts: list[Part], kept: Tensor) -> list[Part]:
+    """The rows of the parts whose position is marked in `kept`, bool (positions,), cut into parts anew."""
+    longest = max((batch.input_ids.shape[1] for _, batch in parts), default=0)
+    places = torch.cat([torch.empty(0, dtype=torch.int64), *(rows for rows, _ in parts)])
+    chosen = kept[places]
+
+    def together(name: str) -> Tensor:
+        tensors = [getattr(batch, name) for _, batch in parts]
+        return torch.cat([pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors])[chosen]
+
+    if not chosen.any():
+        return []
+    ids, mask = together("input_ids"), together("attention_mask")
+    types = None if parts[0][1].type_ids is None else together("type_ids")
+    lengths = mask.sum(1).numpy()
+    again = []
+    for rows in token_budget_batches(lengths, TOKEN_BUDGET):
+        cut = slice(int(lengths[rows].max()))
+        batch = TokenBatch(ids[rows, cut], mask[rows, cut], None if types is None else types[rows, cut])
+        again.append((places[chosen][rows], batch))
+    return again
 
 
 def _single_parts(retriever: DualEncoder, texts: list[Ids], tower: Tower) -> list[Part]:

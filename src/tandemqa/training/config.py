@@ -30,6 +30,13 @@ class TrainingConfig(BaseModel):
     precision: Precision = Field(
         "auto", description='"auto": bfloat16 products where the processor has them, weights and losses in float32.'
     )
+    grad_keep: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the loss's gradient that is carried back: 1 is exact; 0.99 leaves out the candidates "
+        "that matter least, up to a hundredth of all scores' gradients together: for long lists.",
+    )
     gradient_checkpointing: bool = Field(
         False, description="Keep only each layer's input and compute the rest again: less memory, a third slower."
     )

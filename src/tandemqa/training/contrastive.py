@@ -1,8 +1,6 @@
 """The retriever's contrastive warm-up: every passage of the batch is a negative of every other question.
 
-A batch of any size takes the memory of a small one (Gao et al., 2021, "Scaling deep contrastive learning batch size
-under memory limited setup"): encode everything without gradient, take the loss's gradient with respect to the
-vectors, then encode again part by part and carry that gradient on into the encoder.
+A batch of any size takes the memory of a small one, by two passes (see `two_pass`).
 
 With several processes each encodes its share of the texts, and all have the vectors of all: negatives cross devices
 (RocketQA, section 3.1), and the gradient is that of one process with the whole batch.
@@ -14,11 +12,12 @@ import torch
 from torch import Tensor
 
 from tandemqa import processes
-from tandemqa.encoders.backbone import Precision, autocast, device_of
-from tandemqa.encoders.dual import DualEncoder, Tower
+from tandemqa.encoders.backbone import Precision, device_of
+from tandemqa.encoders.dual import DualEncoder
 from tandemqa.lists.build import NO_PASSAGE, TrainingLists
-from tandemqa.training.batch import Part, Texts, make_batch
+from tandemqa.training.batch import Texts, make_batch
 from tandemqa.training.joint import JointModel
+from tandemqa.training.two_pass import TwoPass
 
 
 def contrastive_loss(
@@ -70,13 +69,18 @@ class Contrastive:
             processes.rank(), processes.count()
         )
         target, allowed = self._targets(rows)
-        sides: list[tuple[Tower, list[Part]]] = [("query", batch.queries), ("passage", batch.passages)]
         if processes.count() == 1 and batch.tokens()[1] <= self.micro_tokens:
-            vectors = [self._encode(side, parts) for side, parts in sides]
-            loss = contrastive_loss(vectors[0], vectors[1], target, allowed, self.temperature)
+            outputs = self.model.outputs(batch)
+            loss = contrastive_loss(outputs.queries, outputs.passages, target, allowed, self.temperature)
             loss.mean().backward()  # type: ignore[no-untyped-call]
         else:
-            loss = self._cached(sides, target, allowed)
+            passes = TwoPass(self.model, batch)
+            with torch.no_grad():
+                processes.add_up(passes.outputs)
+            outputs = passes.outputs
+            loss = contrastive_loss(outputs.queries, outputs.passages, target, allowed, self.temperature)
+            loss.mean().backward()  # type: ignore[no-untyped-call]
+            passes.backward()
         if not torch.isfinite(loss).all():
             raise FloatingPointError(int(rows[int(torch.argmin(torch.isfinite(loss).int()))]))
         real, padded = batch.tokens()
@@ -94,50 +98,3 @@ class Contrastive:
             allowed[place, target[place]] = True
         device = device_of(self.retriever)
         return torch.from_numpy(target).to(device), torch.from_numpy(allowed).to(device)
-
-    def _encode(self, side: Tower, parts: list[Part]) -> Tensor:
-        """Vectors of all parts, in the order of the rows that they fill."""
-        device = device_of(self.retriever)
-        with autocast(device, self.model.precision == "auto"):
-            vectors = torch.cat([self.retriever(part.to(device), side) for _, part in parts])
-        return vectors[torch.argsort(torch.cat([rows for rows, _ in parts])).to(device)]
-
-    def _cached(self, sides: list[tuple[Tower, list[Part]]], target: Tensor, allowed: Tensor) -> Tensor:
-        """The same gradient, with the activations of one part in memory at a time."""
-        device = device_of(self.retriever)
-        states, vectors = [], []
-        for side, parts in sides:
-            count = allowed.shape[0 if side == "query" else 1]
-            whole = torch.zeros(count, self.retriever.size, device=device)
-            for rows, part in parts:
-                states.append(_random_state(device))
-                with torch.no_grad(), autocast(device, self.model.precision == "auto"):
-                    whole[rows.to(device)] = self.retriever(part.to(device), side).float()
-            vectors.append(whole)
-        processes.add_up(vectors)
-        for whole in vectors:
-            whole.requires_grad_()
-        after = _random_state(device)
-        loss = contrastive_loss(vectors[0], vectors[1], target, allowed, self.temperature)
-        loss.mean().backward()  # type: ignore[no-untyped-call]
-        replay = iter(states)
-        for (side, parts), whole in zip(sides, vectors, strict=True):
-            assert whole.grad is not None
-            for rows, part in parts:
-                _set_random_state(device, next(replay))  # dropout must fall as it did the first time
-                with autocast(device, self.model.precision == "auto"):
-                    again = self.retriever(part.to(device), side)
-                again.backward(whole.grad[rows.to(device)])
-        _set_random_state(device, after)
-        return loss
-
-
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_random_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)

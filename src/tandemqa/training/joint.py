@@ -1,7 +1,7 @@
 """The joint step: both models score the same lists, and one loss on the two score matrices trains them both."""
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple, Self
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tandemqa.encoders.backbone import Precision, WordTable, autocast, device_of, use_fast_attention
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder, Tower
+from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.training.batch import ListBatch, Part
 from tandemqa.training.losses import (
     Direction,
@@ -78,6 +79,35 @@ class Terms(NamedTuple):
     retriever: Tensor
 
 
+class Outputs(NamedTuple):
+    """What the encoders give for a batch of B lists of n candidates, float32: the queries' vectors (B, d), those of
+    the distinct passages (P, d), and the re-ranker's scores of all pairs (B·n,), 0 where there is none.
+
+    Without rows for a model that takes no part.
+    """
+
+    queries: Tensor = torch.empty(0)
+    passages: Tensor = torch.empty(0)
+    pairs: Tensor = torch.empty(0)
+
+
+class Task(NamedTuple):
+    """One encoder's work on a batch: its parts, the shape of what it gives for all of them, and how it does it."""
+
+    parts: list[Part]
+    shape: tuple[int, ...]
+    encode: Callable[[TokenBatch, WordTable], Tensor]
+    encoder: nn.Module
+    learns: bool
+
+    def place(self, values: list[Tensor], device: torch.device) -> Tensor:
+        """What was given for each part, put where its rows belong; 0 elsewhere."""
+        if not values:
+            return torch.zeros(self.shape, device=device)
+        places = torch.cat([rows for rows, _ in self.parts]).to(device)
+        return values[0].new_zeros(self.shape).index_put((places,), torch.cat(values))
+
+
 class JointModel(nn.Module):
     """Retriever and re-ranker as one module, so that one optimiser, one backward pass and one wrapper serve both.
 
@@ -106,22 +136,55 @@ class JointModel(nn.Module):
             if learns and parameter.requires_grad:
                 yield name, parameter
 
+    @property
+    def device(self) -> torch.device:
+        return device_of(self)
+
+    def autocast(self) -> Any:
+        """bfloat16 where the precision says so and the processor computes in it."""
+        return autocast(self.device, self.precision == "auto")
+
     def forward(self, batch: ListBatch) -> tuple[Tensor, Tensor]:
         """Score matrices of the retriever and the re-ranker, float32 of shape (B, n) each, 0 at padding.
 
         A model that takes no part gives zeros.
         """
+        return self.scores(self.outputs(batch), batch)
+
+    def tasks(self, batch: ListBatch) -> dict[str, Task]:
+        """The encoders' work on a batch, by the name of what it gives in `Outputs`."""
+        tasks = {}
+        if self.retriever is not None:
+            tasks["queries"] = self._retriever_task(self.retriever, "query", batch.queries, len(batch.mask))
+            tasks["passages"] = self._retriever_task(self.retriever, "passage", batch.passages, batch.distinct)
+        if self.reranker is not None:
+            shape = (batch.mask.numel(),)
+            tasks["pairs"] = Task(batch.pairs, shape, self.reranker, self.reranker.encoder, self.reranker_learns)
+        return tasks
+
+    def outputs(self, batch: ListBatch) -> Outputs:
+        """What the encoders give for a batch, with gradient where they learn."""
         learn = torch.is_grad_enabled()
-        zeros = torch.zeros(batch.mask.shape, device=device_of(self))
-        retriever_scores = reranker_scores = zeros
-        with autocast(zeros.device, self.precision == "auto"):
-            if self.retriever is not None:
-                with torch.set_grad_enabled(learn and self.retriever_learns):
-                    retriever_scores = self._retriever_scores(self.retriever, batch)
-            if self.reranker is not None:
-                with torch.set_grad_enabled(learn and self.reranker_learns):
-                    reranker_scores = self._reranker_scores(self.reranker, batch)
-        return retriever_scores, reranker_scores
+        outputs = {}
+        with self.autocast():
+            for name, task in self.tasks(batch).items():
+                with torch.set_grad_enabled(learn and task.learns):
+                    words = WordTable(task.encoder, [part for _, part in task.parts])
+                    values = [task.encode(part.to(self.device), words) for _, part in task.parts]
+                    outputs[name] = task.place(values, self.device)
+        return Outputs(**outputs)
+
+    def scores(self, outputs: Outputs, batch: ListBatch) -> tuple[Tensor, Tensor]:
+        """The score matrices (B, n) that the encoders' outputs make."""
+        mask = batch.mask.to(self.device)
+        retriever = reranker = torch.zeros(mask.shape, device=self.device)
+        if self.retriever is not None:
+            passages = outputs.passages[batch.passage_index.to(self.device)]
+            # Products in float32: bfloat16 keeps three digits, fewer than neighbouring cosines differ in.
+            retriever = torch.einsum("bd,bnd->bn", outputs.queries, passages).masked_fill(~mask, 0.0)
+        if self.reranker is not None:
+            reranker = outputs.pairs.view(mask.shape)
+        return retriever, reranker
 
     def train(self, mode: bool = True) -> "JointModel":
         """Set the mode; a model that does not learn stays in evaluation mode, without dropout."""
@@ -134,30 +197,12 @@ class JointModel(nn.Module):
             use_fast_attention(model)
         return self
 
-    def _retriever_scores(self, retriever: DualEncoder, batch: ListBatch) -> Tensor:
-        device = device_of(retriever)
-        queries = self._vectors(retriever, batch.queries, "query")
-        passages = self._vectors(retriever, batch.passages, "passage")
-        mask, index = batch.mask.to(device), batch.passage_index.to(device)
-        # Products in float32: bfloat16 keeps three digits, fewer than neighbouring cosines differ in.
-        with torch.autocast(device.type, enabled=False):
-            scores = torch.einsum("bd,bnd->bn", queries, passages[index])
-        return scores.masked_fill(~mask, 0.0)
+    def _retriever_task(self, retriever: DualEncoder, side: Tower, parts: list[Part], count: int) -> Task:
+        def encode(batch: TokenBatch, words: WordTable) -> Tensor:
+            vectors: Tensor = retriever(batch, side, words)
+            return vectors
 
-    def _vectors(self, retriever: DualEncoder, parts: list[Part], side: Tower) -> Tensor:
-        words = WordTable(retriever.tower(side), [part for _, part in parts])
-        device = device_of(retriever)
-        places = torch.cat([rows for rows, _ in parts])
-        vectors = torch.cat([retriever(part.to(device), side, words) for _, part in parts])
-        return vectors[torch.argsort(places).to(device)]
-
-    def _reranker_scores(self, reranker: CrossEncoder, batch: ListBatch) -> Tensor:
-        device = device_of(reranker)
-        places = torch.cat([rows for rows, _ in batch.pairs]).to(device)
-        words = WordTable(reranker.encoder, [part for _, part in batch.pairs])
-        values = torch.cat([reranker(part.to(device), words) for _, part in batch.pairs])
-        scores = torch.zeros(batch.mask.numel(), device=device).index_put((places,), values)
-        return scores.view(batch.mask.shape)
+        return Task(parts, (count, retriever.size), encode, retriever.tower(side), self.retriever_learns)
 
     def _backbones(self) -> list[nn.Module]:
         towers = [] if self.retriever is None else [self.retriever.query_tower, self.retriever.passage_tower]

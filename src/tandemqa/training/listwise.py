@@ -3,15 +3,17 @@
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from tandemqa import processes
 from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.lists.build import TrainingLists
-from tandemqa.training.batch import Sides, Texts, make_batch, split_rows
-from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
+from tandemqa.training.batch import ListBatch, Sides, Texts, list_tokens, make_batch, split_rows
+from tandemqa.training.joint import JointModel, LossConfig, Outputs, joint_loss, loss_terms
 from tandemqa.training.losses import rank_correlation
+from tandemqa.training.two_pass import TwoPass
 
 
 class Listwise:
@@ -27,6 +29,7 @@ class Listwise:
         config: LossConfig,
         micro_tokens: int,
         precision: Precision = "auto",
+        grad_keep: float = 1.0,
     ) -> None:
         self.sides: Sides = (
             (retriever, retriever_texts) if config.retriever_learns else None,
@@ -42,6 +45,7 @@ class Listwise:
         self.lists = lists
         self.config = config
         self.micro_tokens = micro_tokens
+        self.grad_keep = grad_keep
 
     def __len__(self) -> int:
         return len(self.lists)
@@ -50,29 +54,46 @@ class Listwise:
         """Add this process's part of the gradient of the mean loss over the lists at `rows`, and return its part of
         the mean of each term, and its tokens: the sums over the processes are those of all lists.
 
-        With both models there is also "rank_correlation", Spearman's between their scores of a list.
+        With both models there is also "rank_correlation", Spearman's between their scores of a list. Lists that do
+        not fit into `micro_tokens` go through the models in two passes, as all do where `grad_keep` is below 1:
+        "gradient_tokens" says how many tokens, padding included, were read with gradient. Every list of a step counts
+        the same, however the step is cut.
         """
-        sums = dict.fromkeys(("loss", "kl", "reranker", "retriever"), 0.0)
-        if None not in self.sides:
-            sums["rank_correlation"] = 0.0
-        tokens = padded = 0
         own = rows[processes.rank() :: processes.count()]
-        for part in split_rows(self.lists, own, self.sides, self.micro_tokens):
+        tokens = list_tokens(self.lists, own, self.sides)
+        two_passes = self.grad_keep < 1 or (len(own) > 0 and int(tokens.max()) > self.micro_tokens)
+        record = dict.fromkeys(("loss", "kl", "reranker", "retriever"), 0.0)
+        if None not in self.sides:
+            record["rank_correlation"] = 0.0
+        record |= {"tokens": 0, "padded_tokens": 0, "gradient_tokens": 0}
+        for part in [own] if two_passes else split_rows(own, tokens, self.micro_tokens):
             batch = make_batch(self.lists, part, *self.sides)
-            scores = self.model(batch)
-            mask = batch.mask.to(scores[0].device)
-            terms = loss_terms(scores[0], scores[1], mask, self.config)
-            loss = joint_loss(terms, self.config)
-            if not torch.isfinite(loss).all():
-                raise FloatingPointError(int(part[int(torch.argmin(torch.isfinite(loss).int()))]))
-            # Every list of a step counts the same, however the step is cut.
-            (loss.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
-            sums["loss"] += float(loss.detach().sum())
-            for term, values in terms._asdict().items():
-                sums[term] += float(values.detach().sum())
-            if "rank_correlation" in sums:
-                sums["rank_correlation"] += float(rank_correlation(scores[0], scores[1], mask).sum())
             real, with_padding = batch.tokens()
-            tokens, padded = tokens + real, padded + with_padding
-        means = {term: value / len(rows) for term, value in sums.items()}
-        return {**means, "tokens": tokens, "padded_tokens": padded}
+            record["tokens"] += real
+            record["padded_tokens"] += with_padding
+            if two_passes:
+                passes = TwoPass(self.model, batch)
+                self._loss(passes.outputs, batch, part, len(rows), record).backward()  # type: ignore[no-untyped-call]
+                record["gradient_tokens"] += passes.backward(self.grad_keep)
+            else:
+                outputs = self.model.outputs(batch)
+                self._loss(outputs, batch, part, len(rows), record).backward()  # type: ignore[no-untyped-call]
+                record["gradient_tokens"] += with_padding
+        return record
+
+    def _loss(
+        self, outputs: Outputs, batch: ListBatch, rows: npt.NDArray[np.int64], count: int, record: dict[str, float]
+    ) -> Tensor:
+        """The sum of the lists' losses over `count`; what the log should say of them is added to `record`."""
+        retriever, reranker = self.model.scores(outputs, batch)
+        mask = batch.mask.to(retriever.device)
+        terms = loss_terms(retriever, reranker, mask, self.config)
+        loss = joint_loss(terms, self.config)
+        if not torch.isfinite(loss).all():
+            raise FloatingPointError(int(rows[int(torch.argmin(torch.isfinite(loss).int()))]))
+        values = {"loss": loss, **terms._asdict()}
+        if "rank_correlation" in record:
+            values["rank_correlation"] = rank_correlation(retriever, reranker, mask)
+        for name, each in values.items():
+            record[name] += float(each.detach().sum()) / count
+        return loss.sum() / count

@@ -1,0 +1,159 @@
+"""Two passes: the same gradient as one, in the memory of one part; what is left out is bounded."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
+from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
+from tandemqa.lists.build import NO_PASSAGE, TrainingLists
+from tandemqa.training.batch import make_batch
+from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
+from tandemqa.training.listwise import Listwise
+from tandemqa.training.two_pass import TwoPass
+
+LOSS = LossConfig(kl_weight=1.0, reranker_weight=0.7, retriever_weight=0.3)
+ROWS = np.arange(6)
+
+
+@pytest.fixture(autouse=True)
+def small_parts_in_full_precision(monkeypatch):
+    monkeypatch.setattr("tandemqa.encoders.backbone.has_bfloat16", lambda device: False)
+    monkeypatch.setattr("tandemqa.training.batch.TOKEN_BUDGET", 64)
+
+
+@pytest.fixture(scope="module")
+def lists():
+    generator = np.random.default_rng(4)
+    passages = np.stack([generator.permutation(40)[:12] for _ in ROWS]).astype(np.int32)
+    passages[2, 5:] = NO_PASSAGE
+    return TrainingLists(np.arange(len(ROWS), dtype=np.int32), passages)
+
+
+def pair(tiny_model, dropout=0.0, towers="shared"):
+    torch.manual_seed(5)
+    retriever = DualEncoder.load(RetrieverConfig(model=str(tiny_model), dropout=dropout, towers=towers))
+    reranker = CrossEncoder.load(
+        RerankerConfig(model=str(tiny_model), head_dropout=dropout, dropout=dropout, pair_length=48)
+    )
+    return retriever, reranker
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def one_pass(model, batch):
+    """The gradient by a single backward pass through everything, and the loss's gradient of all outputs."""
+    outputs = model.outputs(batch)
+    for output in outputs:
+        output.retain_grad()
+    terms = loss_terms(*model.scores(outputs, batch), batch.mask, LOSS)
+    joint_loss(terms, LOSS).mean().backward()
+    return gradients(model), [output.grad.clone() for output in outputs]
+
+
+def two_passes(model, batch, keep=1.0):
+    passes = TwoPass(model, batch)
+    terms = loss_terms(*model.scores(passes.outputs, batch), batch.mask, LOSS)
+    joint_loss(terms, LOSS).mean().backward()
+    tokens = passes.backward(keep)
+    return gradients(model), tokens
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("towers", ["shared", "untied"])
+def test_in_float64_two_passes_give_the_gradient_of_one(towers, dropout, tiny_model, texts, lists, monkeypatch):
+    # The program computes pooled states and losses in float32; here nothing may round.
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    models = pair(tiny_model, dropout, towers)
+    results = []
+    for run in (one_pass, two_passes):
+        model = JointModel(*copy.deepcopy(models)).double().train()
+        batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
+        assert len(batch.pairs) > 3
+        torch.manual_seed(3)
+        results.append((run(model, batch)[0], torch.get_rng_state()))
+    (whole, after_whole), (cut, after_cut) = results
+    assert whole.keys() == cut.keys()
+    for name, gradient in whole.items():
+        assert gradient.dtype == torch.float64
+        torch.testing.assert_close(cut[name], gradient, rtol=1e-11, atol=1e-14)
+    assert torch.equal(after_whole, after_cut), "what follows draws the same random numbers"
+
+
+def test_what_is_left_out_adds_up_to_the_share_that_may_be(tiny_model, texts, lists):
+    """Against the gradient by hand: that of the kept outputs alone, chosen by sorting in numpy."""
+    model = JointModel(*pair(tiny_model)).train()
+    batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
+    _, sensitivities = one_pass(model, batch)
+    for keep in (0.9, 0.5):
+        model.zero_grad()
+        outputs = model.outputs(batch)
+        weighted = torch.zeros(())
+        for output, sensitivity in zip(outputs, sensitivities, strict=True):
+            norms = np.linalg.norm(sensitivity.reshape(len(sensitivity), -1).double().numpy(), axis=1)
+            order = np.argsort(norms)
+            dropped = order[np.cumsum(norms[order]) <= (1 - keep) * norms.sum()]
+            assert len(dropped) > 0
+            kept = torch.ones(len(norms))
+            kept[dropped] = 0.0
+            weighted = weighted + (output * sensitivity * kept.view(-1, *[1] * (output.ndim - 1))).sum()
+        weighted.backward()
+        expected = gradients(model)
+        model.zero_grad()
+        actual, tokens = two_passes(model, batch, keep)
+        assert tokens < batch.tokens()[1]
+        for name, gradient in expected.items():
+            torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_re_ranker_is_not_read_a_second_time(tiny_model, texts, lists):
+    model = JointModel(*pair(tiny_model), reranker_learns=False).train()
+    batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
+    found, tokens = two_passes(model, batch)
+    assert all(name.startswith("retriever") for name in found)
+    assert tokens == sum(part.attention_mask.numel() for _, part in [*batch.queries, *batch.passages])
+
+
+def test_lists_too_long_for_memory_take_two_passes_and_give_the_same(tiny_model, texts, lists):
+    results = []
+    for micro_tokens in (10**9, 50):
+        objective = Listwise(*pair(tiny_model), texts, texts, lists, LOSS, micro_tokens)
+        objective.model.train()
+        record = objective.backward(ROWS)
+        results.append((record, gradients(objective.model)))
+    (whole, expected), (cut, actual) = results
+    assert whole == pytest.approx(cut, abs=1e-5)
+    assert whole["gradient_tokens"] == whole["padded_tokens"]
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_length_of_the_lists(tiny_model, texts):
+    """Bytes that the backward pass holds on to, lists of 32 against lists of 4."""
+    generator = np.random.default_rng(4)
+
+    def held_at_most(size: int) -> int:
+        passages = np.stack([generator.permutation(40)[:size] for _ in range(4)]).astype(np.int32)
+        lists = TrainingLists(np.arange(4, dtype=np.int32), passages)
+        objective = Listwise(*pair(tiny_model), texts, texts, lists, LOSS, micro_tokens=400)
+        objective.model.train()
+        alive, most = [0], [0]
+
+        class Held:
+            def __init__(self, tensor):
+                self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+                alive[0] += self.size
+                most[0] = max(most[0], alive[0])
+
+            def __del__(self):
+                alive[0] -= self.size
+
+        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+            objective.backward(np.arange(4))
+        return most[0]
+
+    assert held_at_most(32) < 1.3 * held_at_most(4)
