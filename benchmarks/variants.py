@@ -56,9 +56,9 @@ def run_variants(options: argparse.Namespace, variants: Mapping[str, Sequence[st
     first = next(iter(variants))
     for name, settings in variants.items():
         if name not in values:
-            folder = options.out / _folder_name(name)
+            folder = options.out / folder_name(name)
             if name != first and not folder.exists():
-                shutil.copytree(options.out / _folder_name(first) / "stages", folder / "stages")
+                shutil.copytree(options.out / folder_name(first) / "stages", folder / "stages")
             bundle = train(dataset, folder, load_recipe(options.recipe, [*common, *settings]))
             values[name] = measure(bundle, base, dataset, options.depth)
             write_json(measured, {"options": vars(options) | {"out": str(options.out)}, "values": values})
@@ -165,5 +165,5 @@ def measure(bundle: Bundle, base: DualEncoder, dataset: Dataset, depth: int) -> 
     return {what: each.tolist() for what, each in values.items()}
 
 
-def _folder_name(variant: str) -> str:
+def folder_name(variant: str) -> str:
     return variant.replace(" ", "-").replace(",", "")
