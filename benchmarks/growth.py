@@ -3,10 +3,10 @@
     python benchmarks/growth.py --out benchmarks/results [--seconds 20]
 
 Each cell is a process of its own: all-MiniLM-L6-v2 (or its first three layers) as both models, random token ids,
-the optimiser's step included, for about so many seconds after a first step that does not count. FLOPs are counted from
-the shapes (2 for a multiplication and addition, three times the forward pass; a second pass counts as it is made) and
-held against plain products of the same shapes in the same precision, in the same process. Cells already in growth.jsonl
-are not measured again. Writes growth.md and growth.png.
+the optimiser's step included, for about so many seconds after a first step that does not count. FLOPs are counted
+from the shapes (2 for a multiplication and addition, three times the forward pass; a second pass counts as it is made)
+and held against plain products of the same shapes in the same precision, in the same process. Cells already in
+growth.jsonl are not measured again. Writes growth.md and growth.png.
 """
 
 import argparse
@@ -149,8 +149,8 @@ def table(rows: list[dict]) -> str:
         cell = row["cell"]
         lines.append(
             f"| {cell['size']} | {cell['length']} | {cell['batch']} | {cell['depth']} "
-            f"| {row['seconds_per_list']:.2f} | {row['tokens_per_second']:,.0f} | {row['peak_mib']:,.0f} | {row['gflops']:.0f} "
-            f"| {row['matmul_gflops']:.0f} | {row['gflops'] / row['matmul_gflops']:.0%} |"
+            f"| {row['seconds_per_list']:.2f} | {row['tokens_per_second']:,.0f} | {row['peak_mib']:,.0f} "
+            f"| {row['gflops']:.0f} | {row['matmul_gflops']:.0f} | {row['gflops'] / row['matmul_gflops']:.0%} |"
         )
     return "\n".join(lines) + "\n"
 
