@@ -4,7 +4,7 @@
 
 Each cell is a process of its own: all-MiniLM-L6-v2 (or its first three layers) as both models, random token ids,
 the optimiser's step included, for about so many seconds after a first step that does not count. FLOPs are counted
-from the shapes (2 for a multiplication and addition, three times the forward pass; a second pass counts as it is made)
+from the shapes (2 for a multiplication and addition, three times the forward pass; second passes as they are made)
 and held against plain products of the same shapes in the same precision, in the same process. Cells already in
 growth.jsonl are not measured again. Writes growth.md and growth.png.
 """
