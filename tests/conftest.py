@@ -96,6 +96,10 @@ WHOLE = [
     "lists.thresholds=quantile",
     "lists.low=0.5",
     "joint.batch_lists=4",
+    "joint.validate_steps=3",
+    "joint.patience=2",
+    "joint.validation_questions=6",
+    "joint.validation_passages=30",
     "refresh_steps=2",
     "rounds=2",
     "evaluation.depth=10",
@@ -204,3 +208,38 @@ def texts(tiny_dataset: Path, tiny_model: Path) -> Any:
     retriever = DualEncoder.load(RetrieverConfig(model=str(tiny_model)))
     queries = retriever.tokenize(list(dataset.queries.values()))
     return Texts(queries, retriever.tokenize([passage.full for passage in dataset.passages]))
+
+
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact comparisons need full precision."""
+    monkeypatch.setattr("tandemqa.encoders.backbone.has_bfloat16", lambda device: False)
+
+
+@pytest.fixture
+def models(tiny_model: Path) -> Any:
+    """An untrained pair without dropout."""
+    import torch
+
+    from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
+    from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
+
+    torch.manual_seed(5)
+    retriever = DualEncoder.load(RetrieverConfig(model=str(tiny_model)))
+    reranker = CrossEncoder.load(RerankerConfig(model=str(tiny_model), head_dropout=0.0, pair_length=48))
+    return retriever, reranker
+
+
+@pytest.fixture(scope="session")
+def lists() -> Any:
+    """Ten lists of five passages, two of them short, with passages that stand in several."""
+    import numpy as np
+
+    from tandemqa.lists.build import NO_PASSAGE, TrainingLists
+
+    generator = np.random.default_rng(2)
+    passages = np.stack([generator.permutation(40)[:5] for _ in range(10)]).astype(np.int32)
+    passages[3, 3:] = NO_PASSAGE
+    passages[7, 2:] = NO_PASSAGE
+    passages[4, 0] = passages[5, 2]
+    return TrainingLists(np.arange(10, dtype=np.int32), passages)

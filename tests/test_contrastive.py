@@ -12,11 +12,7 @@ from tandemqa.training.config import TrainingConfig
 from tandemqa.training.contrastive import Contrastive, contrastive_loss
 from tandemqa.training.loop import fit
 
-
-@pytest.fixture(autouse=True)
-def float32(monkeypatch):
-    """Exact comparisons need full precision."""
-    monkeypatch.setattr("tandemqa.encoders.backbone.has_bfloat16", lambda device: False)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 def objective(retriever, texts, micro_tokens=10**9, same_text=None, positives=None):

@@ -14,7 +14,7 @@ import torch
 from conftest import WHOLE
 from safetensors.torch import load_file
 
-from tandemqa.lists.build import TrainingLists
+from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 
 # Rounding differs with the order of sums; Adam, which divides by the gradient's size, lets the differences grow
 # where a gradient is next to nothing. Weights are about 0.2, and 50 steps move them by up to 5e-3.
@@ -68,8 +68,11 @@ def test_two_processes_train_what_one_does(
     ended = subprocess.run(torchrun(2, tiny_dataset, tmp_path, settings), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("The bundle is") == 1
+    uneven = set()
     for stage in ("warm_retriever", "warm_reranker", "lists"):
         drawn = [TrainingLists.load(out / "stages" / stage / "lists.npz") for out in (alone, tmp_path)]
+        assert (drawn[0].passages[:, 1:] != NO_PASSAGE).all(axis=1).any(), "hard negatives are there"
+        uneven.add(len(drawn[0]) % 5)
         assert np.array_equal(drawn[0].query_rows, drawn[1].query_rows)
         assert np.array_equal(drawn[0].passages, drawn[1].passages)
     for stage in ("warm_retriever", "warm_reranker", "joint"):
@@ -78,6 +81,11 @@ def test_two_processes_train_what_one_does(
         for steps in zip(one, two, strict=True):
             losses = [json.loads(step)["loss"] for step in steps]
             assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert uneven - {0}, "a last batch is short"
+    measured = [(out / "stages" / "joint" / "validation.jsonl").read_text().splitlines() for out in (alone, tmp_path)]
+    for lines in zip(*measured, strict=True):
+        one, two = (json.loads(line) | {"seconds": 0} for line in lines)
+        assert one == pytest.approx(two, abs=1e-9)
     for model in ("retriever", "reranker"):
         paths = sorted(path.relative_to(alone) for path in (alone / "bundle" / model).rglob("*.safetensors"))
         assert paths
@@ -90,7 +98,7 @@ def test_two_processes_train_what_one_does(
 def test_a_process_that_dies_ends_the_job_and_it_can_be_resumed(
     alone: Path, tiny_dataset: Path, settings: list[str], tmp_path: Path
 ) -> None:
-    longer = [*settings, "joint.epochs=60"]
+    longer = [*settings, "joint.epochs=60", "joint.validate_steps=40", "joint.patience=99"]
     log = tmp_path / "stages" / "joint" / "log.jsonl"
     job = subprocess.Popen(
         torchrun(2, tiny_dataset, tmp_path, longer), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

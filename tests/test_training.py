@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
-from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.errors import TandemError
-from tandemqa.lists.build import NO_PASSAGE, TrainingLists
+from tandemqa.lists.build import NO_PASSAGE
 from tandemqa.training import loop
 from tandemqa.training.batch import list_tokens, make_batch, split_rows
 from tandemqa.training.config import TrainingConfig
@@ -23,28 +21,7 @@ from tandemqa.training.optimizer import rate_share
 ALL_TERMS = LossConfig(kl_weight=1.0, reranker_weight=0.7, retriever_weight=0.3)
 
 
-@pytest.fixture(autouse=True)
-def float32(monkeypatch):
-    """Exact comparisons need full precision."""
-    monkeypatch.setattr("tandemqa.encoders.backbone.has_bfloat16", lambda device: False)
-
-
-@pytest.fixture
-def models(tiny_model):
-    torch.manual_seed(5)
-    retriever = DualEncoder.load(RetrieverConfig(model=str(tiny_model)))
-    reranker = CrossEncoder.load(RerankerConfig(model=str(tiny_model), head_dropout=0.0, pair_length=48))
-    return retriever, reranker
-
-
-@pytest.fixture(scope="module")
-def lists():
-    generator = np.random.default_rng(2)
-    passages = np.stack([generator.permutation(40)[:5] for _ in range(10)]).astype(np.int32)
-    passages[3, 3:] = NO_PASSAGE
-    passages[7, 2:] = NO_PASSAGE
-    passages[4, 0] = passages[5, 2]
-    return TrainingLists(np.arange(10, dtype=np.int32), passages)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 def train(models, texts, lists, config, loss, seed, folder):
@@ -225,7 +202,9 @@ def test_ctrl_c_finishes_the_step_and_saves(models, texts, lists, tmp_path, monk
 def test_a_loss_that_is_not_finite_names_the_list(models, texts, lists, tmp_path):
     with torch.no_grad():
         models[1].head.weight.fill_(float("nan"))
-    with pytest.raises(TandemError, match=r"training list \d+ is not finite at step 0"):
+    with pytest.raises(
+        TandemError, match=r"loss of question row \d+ with its passages row \d+, .* not finite at step 0"
+    ):
         train(models, texts, lists, TrainingConfig(), ALL_TERMS, 1, tmp_path)
 
 

@@ -9,11 +9,22 @@ from tandemqa import processes
 
 T = TypeVar("T")
 
+# tqdm's own form, but with a rate that is always per second.
+FORM = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+
 
 def bar(what: str, total: int, unit: str) -> "tqdm[Any]":
     """A bar to be moved by hand: `with bar("encode", 1000, "passage") as b: b.update(32)`."""
     hidden = not processes.is_main()
-    return tqdm(total=total, desc=what, unit=f" {unit}", dynamic_ncols=True, mininterval=0.5, disable=hidden)
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=f" {unit}",
+        bar_format=FORM if total else None,
+        dynamic_ncols=True,
+        mininterval=0.5,
+        disable=hidden,
+    )
 
 
 def track(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:

@@ -42,6 +42,9 @@ class RerankerConfig(BaseModel):
     head_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout before the linear layer.")
     pair_length: int = Field(160, ge=8, description="Tokens of query and passage together, special ones included.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the encoder; the paper uses 0.1.")
+    lora_rank: int | None = Field(
+        None, ge=1, description="Train the head and adapters of this rank, not the encoder (needs the extra `lora`)."
+    )
 
 
 class CrossEncoder(nn.Module):

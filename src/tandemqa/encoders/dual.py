@@ -49,6 +49,9 @@ class RetrieverConfig(BaseModel):
     )
     passage_length: int = Field(128, ge=8, description="Tokens a passage is cut at, special tokens included.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the encoder; the paper uses 0.1.")
+    lora_rank: int | None = Field(
+        None, ge=1, description="Train adapters of this rank and leave the weights (needs the extra `lora`)."
+    )
 
 
 class DualEncoder(nn.Module):

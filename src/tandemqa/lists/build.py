@@ -106,6 +106,10 @@ class TrainingLists:
     def __len__(self) -> int:
         return len(self.query_rows)
 
+    def take(self, numbers: npt.NDArray[np.int64]) -> "TrainingLists":
+        """Some of the lists."""
+        return TrainingLists(self.query_rows[numbers], self.passages[numbers])
+
     def save(self, path: Path) -> None:
         with whole_file(path) as partial, partial.open("wb") as file:
             np.savez(file, query_rows=self.query_rows, passages=self.passages)

@@ -19,6 +19,7 @@ from tandemqa.data.tokens import passage_tokens, tokenizer_fingerprint
 from tandemqa.encoders.bundle import MANIFEST, Bundle
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder
+from tandemqa.errors import TandemError
 from tandemqa.evaluation.report import write_runs
 from tandemqa.evaluation.stages import rank_stages
 from tandemqa.files import read_json, whole_file, write_json
@@ -29,6 +30,7 @@ from tandemqa.lists.build import DrawConfig, Drawn, TrainingLists, build_lists, 
 from tandemqa.lists.denoise import Scores, denoised_lists
 from tandemqa.recipe.config import Recipe
 from tandemqa.recipe.questions import training_questions, unlabelled_questions
+from tandemqa.recipe.sample import HARD, RERANKED_BY, RETRIEVER, Sample, draw_sample, measure_on, sampled_questions
 from tandemqa.recipe.stage import Stage, reading
 from tandemqa.search.rank import fuse, lexical, reranker_scores, retrieve
 from tandemqa.training.batch import Texts
@@ -37,7 +39,8 @@ from tandemqa.training.config import TrainingConfig
 from tandemqa.training.contrastive import Contrastive
 from tandemqa.training.joint import LossConfig
 from tandemqa.training.listwise import Listwise
-from tandemqa.training.loop import Refresh, fit
+from tandemqa.training.loop import NotFiniteError, Objective, Refresh, fit
+from tandemqa.training.validation import Validation
 
 EVALUATION = "evaluation.json"
 
@@ -240,7 +243,7 @@ class Chain:
             config.micro_tokens,
             config.precision,
         )
-        fit(objective, config, seed, folder, name)
+        self._train(objective, config, seed, folder, name)
         self._save_models(folder, retriever=True)
 
     def _warm_retriever_lists(self, seed: int) -> TrainingLists:
@@ -276,7 +279,7 @@ class Chain:
             folder / "lists.npz",
             lambda: build_lists(_load_run(mined), self.qrels, row, self._same_text, draw, seed).lists,
         )
-        fit(self._listwise(lists, self.recipe.loss.reranker_alone(), config), config, seed, folder, name)
+        self._train(self._listwise(lists, self.recipe.loss.reranker_alone(), config), config, seed, folder, name)
         self._save_models(folder, reranker=True)
 
     def _score(self, folder: Path, name: str, mined: Stage) -> None:
@@ -304,8 +307,11 @@ class Chain:
         refresh = None
         if self.recipe.refresh_steps is not None:
             refresh = Refresh(self.recipe.refresh_steps, partial(self._refreshed, seed=seed))
-        fit(self._listwise(lists, self.recipe.loss, config), config, seed, folder, name, refresh)
+        validation = None
+        if config.validate_steps is not None:
+            validation = self._validation(folder, config.validate_steps, seed)
         loss = self.recipe.loss
+        self._train(self._listwise(lists, loss, config), config, seed, folder, name, refresh, validation)
         self._save_models(folder, retriever=loss.retriever_learns, reranker=loss.reranker_learns)
 
     def _evaluate(self, folder: Path, name: str) -> None:
@@ -334,7 +340,37 @@ class Chain:
 
         return self._listwise(_made_once(folder / "lists.npz", made), self.recipe.loss, self.recipe.joint)
 
+    def _validation(self, folder: Path, every_steps: int, seed: int) -> Validation:
+        """The measurements of the joint training, on a sample that is drawn with the models as they are before it."""
+        config, path = self.recipe.joint, folder / "sample.npz"
+        if processes.is_main() and not path.exists():
+            query_ids = sampled_questions(self.dataset, config.validation_questions, seed)
+            hard = [self._bm25(query_ids, HARD)]
+            if self.recipe.mine.source != "bm25":
+                queries = self.retriever.tokenize([self.dataset.queries[query_id] for query_id in query_ids])
+                index = passage_index(self.retriever, self.dataset)
+                hard.append(retrieve(self.retriever, index, query_ids, queries, HARD))
+            draw_sample(self.dataset, hard, config.validation_passages, seed).save(path)
+        processes.wait()
+        sample = Sample.load(path)
+        return Validation(
+            every_steps,
+            config.patience,
+            lambda: measure_on(sample, self.dataset, self.retriever, self.reranker),
+            RERANKED_BY if self.recipe.loss.reranker_learns else RETRIEVER,
+        )
+
     # What several stages do.
+
+    def _train(self, objective: Objective, config: TrainingConfig, *arguments: Any) -> None:
+        """`fit`, but questions and passages are named by their ids."""
+        try:
+            fit(objective, config, *arguments)
+        except NotFiniteError as error:
+            passages = self.dataset.passages.ids
+            raise TandemError(
+                error.sentence(lambda row: repr(self.query_ids[row]), lambda row: repr(passages[row]))
+            ) from error
 
     def _candidates(self, index: DenseIndex | None, depth: int) -> Run:
         dense = None
@@ -425,8 +461,8 @@ class Chain:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """What a stage's result depends on; how a step is cut for memory changes nothing."""
-    return dict(config.model_dump(exclude={"micro_tokens"}))
+    """What a stage's result depends on; how a step is cut for memory, and who looks on, change nothing."""
+    return dict(config.model_dump(exclude={"micro_tokens", "tensorboard"}))
 
 
 def _made_once(path: Path, make: Callable[[], TrainingLists]) -> TrainingLists:

@@ -55,6 +55,23 @@ class MineConfig(BaseModel):
     depth: int = Field(100, ge=1, description="Candidates kept for each question.")
 
 
+class JointConfig(TrainingConfig):
+    """The joint training, and how the pair is measured in its midst, on a part of the split `dev`."""
+
+    validate_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Steps after which the pair is measured, again and again; the best state is kept. null: never.",
+    )
+    patience: int = Field(5, ge=1, description="Measurements in a row without a gain after which training stops.")
+    validation_questions: int = Field(100, ge=1, description="Dev questions it is measured on, drawn once.")
+    validation_passages: int = Field(
+        2000,
+        ge=1,
+        description="Passages they are asked of: their positives and hard candidates, then random ones up to this.",
+    )
+
+
 class EvaluationConfig(BaseModel):
     """The measurement at a run's end; it also learns how much the retriever's score counts in the final ranking."""
 
@@ -79,7 +96,7 @@ class Recipe(BaseModel):
     warm_reranker: TrainingConfig = Field(TrainingConfig(), description="The re-ranker's warm-up, alone.")
     lists: ListsConfig = Field(ListsConfig(), description="Lists of the joint training.")
     loss: LossConfig = Field(LossConfig(), description="The terms of the joint training's loss.")
-    joint: TrainingConfig = Field(TrainingConfig(), description="The joint training.")
+    joint: JointConfig = Field(JointConfig(), description="The joint training.")
     refresh_steps: int | None = Field(
         None, ge=1, description="Steps of the joint training after which candidates are mined and scored anew."
     )

@@ -26,7 +26,7 @@ CODE = {
     "warm_reranker": _TRAINS,
     "score": ("data", "encoders", "search"),
     "lists": ("data", "lists"),
-    "joint": (*_TRAINS, "index", "search"),
+    "joint": (*_TRAINS, "index", "search", "evaluation/metrics.py", "recipe/sample.py"),
     "evaluate": ("data", "encoders", "index", "search", "evaluation"),
 }
 

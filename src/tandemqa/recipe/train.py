@@ -8,11 +8,14 @@ from tandemqa.data.dataset import Dataset, load_dataset
 from tandemqa.data.lines import check_trec_names
 from tandemqa.encoders.bundle import MANIFEST, Bundle, save_bundle
 from tandemqa.errors import TandemError
+from tandemqa.extras import needed
 from tandemqa.files import read_json, write_json
 from tandemqa.recipe.chain import EVALUATION, Chain
 from tandemqa.recipe.config import Recipe, load_recipe
 from tandemqa.recipe.run import RUN
+from tandemqa.recipe.sample import SPLIT
 from tandemqa.recipe.stage import reading
+from tandemqa.training.log import summary_writer
 
 
 def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str | Path = "quick") -> Bundle:
@@ -31,6 +34,9 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
     if recipe.evaluation.split is not None:
         # Better found before the training than after: a missing split, ids that the evaluation's files cannot carry.
         check_trec_names([*dataset.judged(recipe.evaluation.split), *dataset.passages.ids], str(dataset.folder))
+    if recipe.joint.validate_steps is not None:
+        dataset.judged(SPLIT)
+    _need_extras(recipe)
     out = Path(out)
     place = out / "bundle"
     if place.exists() and not (place / MANIFEST).exists():
@@ -57,6 +63,14 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
         save_bundle(place, chain.retriever, chain.reranker, about)
     processes.wait()
     return Bundle.load(place)
+
+
+def _need_extras(recipe: Recipe) -> None:
+    """Refuse a recipe whose options need a package that is not installed."""
+    if any(stage.tensorboard for stage in (recipe.warm_retriever, recipe.warm_reranker, recipe.joint)):
+        summary_writer()
+    if recipe.retriever.lora_rank or recipe.reranker.lora_rank:
+        needed("peft", "lora", "The setting lora_rank")
 
 
 def _finished(chain: Chain, place: Path) -> bool:

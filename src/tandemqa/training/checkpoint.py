@@ -81,9 +81,14 @@ class Checkpoints:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Drop what a finished training no longer needs."""
-    for path in _checkpoints(folder):
+    """Drop what a finished training no longer needs: its checkpoints, and the weights of its best state."""
+    for path in [*_checkpoints(folder), *best_weights(folder)]:
         path.unlink()
+
+
+def best_weights(folder: Path) -> list[Path]:
+    """The weights of the best states so far, `best-STEP.safetensors`, the newest first."""
+    return sorted(folder.glob("best-*.safetensors"), reverse=True)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -40,3 +40,6 @@ class TrainingConfig(BaseModel):
     gradient_checkpointing: bool = Field(
         False, description="Keep only each layer's input and compute the rest again: less memory, a third slower."
     )
+    tensorboard: bool = Field(
+        False, description="Write the numbers of log.jsonl for TensorBoard too (needs the extra `tensorboard`)."
+    )

@@ -1,7 +1,7 @@
 """The training loop: batches of lists in, updated models out, resumable at any step."""
 
-import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,16 +10,20 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
 from tandemqa import processes
 from tandemqa.errors import TandemError
-from tandemqa.files import whole_file
+from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.progress import bar
 from tandemqa.training.checkpoint import Checkpoints
 from tandemqa.training.config import TrainingConfig
 from tandemqa.training.interrupt import postponed
 from tandemqa.training.joint import JointModel
+from tandemqa.training.log import TrainingLog
+from tandemqa.training.lora import adapted
 from tandemqa.training.optimizer import clip_gradients, make_optimizer, rate_share
+from tandemqa.training.validation import BestState, Validation
 
 # What an interruption can cost at most; writing one takes about a second.
 CHECKPOINT_SECONDS = 60.0
@@ -29,6 +33,7 @@ class Objective(Protocol):
     """What is learnt: the models, how many lists there are, and the gradient of some of them."""
 
     model: JointModel
+    lists: TrainingLists
 
     def __len__(self) -> int: ...
 
@@ -39,6 +44,25 @@ class Objective(Protocol):
         A loss that is not finite is a FloatingPointError whose argument is the list's number.
         """
         ...
+
+
+class NotFiniteError(TandemError):
+    """A loss or a gradient that is not finite, and the lists that it is of."""
+
+    def __init__(self, what: str, step: int, lists: TrainingLists) -> None:
+        self.what = what
+        self.step = step
+        self.lists = lists
+        super().__init__(self.sentence(lambda row: f"row {row}", lambda row: f"row {row}"))
+
+    def sentence(self, query_name: Callable[[int], str], passage_name: Callable[[int], str]) -> str:
+        """What happened, with questions and passages by these names of their rows."""
+        where = f"question {', '.join(query_name(row) for row in self.lists.query_rows.tolist())}"
+        if len(self.lists) == 1:
+            passages = [passage_name(row) for row in self.lists.passages[0].tolist() if row != NO_PASSAGE]
+            where += f" with its passages {', '.join(passages)}"
+        cure = "lower the learning rates" if self.step else "look at the weights that the training starts from"
+        return f"The {self.what} of {where} is not finite at step {self.step}; {cure}."
 
 
 class Refresh(NamedTuple):
@@ -56,8 +80,9 @@ def fit(
     workspace: Path,
     name: str,
     refresh: Refresh | None = None,
+    validation: Validation | None = None,
 ) -> None:
-    """Train the objective's models in place.
+    """Train the objective's models in place; with `validation` they end in their best state, not in their last.
 
     Progress goes to `workspace/log.jsonl`, checkpoints stand beside it: called again after an interruption it goes on
     from there, in the same order of lists, to the same weights. Several processes (see `tandemqa.processes`) share
@@ -66,31 +91,49 @@ def fit(
     """
     if config.epochs == 0:
         return
+    workspace.mkdir(parents=True, exist_ok=True)
     model = objective.model
     steps = max(1, round(config.epochs * math.ceil(len(objective) / config.batch_lists)))
     every = refresh.every_steps if refresh else steps
-    optimizer = make_optimizer(model, config)
-    log = workspace / "log.jsonl"
-    workspace.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workspace, model, optimizer)
-    first = checkpoints.load()
-    if processes.is_main():
-        _cut_log(log, first)
-    saved_at = time.monotonic()
     lists_to_read = max(1, round(config.epochs * len(objective)))
-    with postponed() as interrupted, bar(name, lists_to_read, "list") as progress:
+    with adapted(model, seed), postponed() as interrupted, bar(name, lists_to_read, "list") as progress:
+        optimizer = make_optimizer(model, config)
+        checkpoints = Checkpoints(workspace, model, optimizer)
+        first = checkpoints.load()
+        log = TrainingLog(workspace, first, config.tensorboard) if processes.is_main() else None
+        saved_at = time.monotonic()
+        best = None if validation is None else BestState(validation, model, workspace, first)
+        if log and best and best.measured(first):
+            log.plot(first, best.lines[-1], "validation/")  # dropped with the steps from here on
+
+        def validate(step: int) -> bool:
+            """Measure the state after `step` steps if it is due; returns whether it was."""
+            if best is None or not best.due(step, steps):
+                return False
+            progress.set_postfix_str("validating")
+            best.measure(step)
+            if log:
+                log.plot(step, best.lines[-1], "validation/")
+            return True
+
         progress.update(round(lists_to_read * first / steps))
+        model.train()
+        validate(first)
         for start in range(first - first % every, steps, every):
+            if best and best.stops:
+                break
             if refresh and start:
                 # The models that the lists are made from, should this be interrupted.
                 if start > first and processes.is_main():
                     checkpoints.save(start)
                 objective = refresh.objective(workspace / f"refresh-{start}")
-            model.train()
+                model.train()
             orders = _steps(len(objective), config.batch_lists, min(every, steps - start), seed + start)
             for step, rows in enumerate(orders, start):
                 if step < first:
                     continue
+                if best and best.stops:
+                    break
                 started = time.monotonic()
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * rate_share(step, steps, config)
@@ -98,20 +141,23 @@ def fit(
                 torch.manual_seed(int(random.generate_state(1, np.uint64)[0]))
                 record = _step(objective, optimizer, rows, config, step, interrupted)
                 stopping = record.pop("interrupted") > 0
-                if processes.is_main():
+                if log:
                     seconds = time.monotonic() - started
-                    record |= {"step": step, "seconds": round(seconds, 3)}
-                    with log.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(record) + "\n")
+                    log.write(record | {"step": step, "seconds": round(seconds, 3)})
                     speed = f"{record['tokens'] / seconds:,.0f} tokens/s"
                     progress.set_postfix_str(f"loss {record['loss']:.3f}, {speed}", refresh=False)
                     progress.update(len(rows))
-                    if stopping or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                        checkpoints.save(step + 1)
-                        saved_at = time.monotonic()
+                validated = validate(step + 1)
+                if log and (stopping or validated or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
+                    checkpoints.save(step + 1)
+                    saved_at = time.monotonic()
                 if stopping:
                     made = f"{step + 1} of {steps} steps of {name} are made and saved"
                     raise KeyboardInterrupt(f"Interrupted: {made}; the same command goes on from there.")
+        if best:
+            best.restore()
+            if log:
+                tqdm.write(f"{name}: {best.summary()}", file=sys.stderr)
     model.eval()
 
 
@@ -129,12 +175,12 @@ def _step(
     try:
         record = objective.backward(rows)
     except FloatingPointError as error:
-        raise TandemError(
-            f"The loss of training list {error} is not finite at step {step}; lower the learning rates."
-        ) from error
+        raise NotFiniteError("loss", step, objective.lists.take(np.array(error.args))) from error
     record["interrupted"] = interrupted()
     _add_up(objective.model, record)
     norms = clip_gradients(objective.model, config)
+    if not all(map(math.isfinite, norms.values())):
+        raise NotFiniteError("gradient", step, objective.lists.take(rows))
     optimizer.step()
     return record | {f"{name}_gradient_norm": norm for name, norm in norms.items()}
 
@@ -167,11 +213,3 @@ def _steps(lists: int, batch: int, steps: int, seed: int) -> Iterator[npt.NDArra
             yield order[start : start + batch]
             done += 1
         epoch += 1
-
-
-def _cut_log(log: Path, steps: int) -> None:
-    """Drop the log lines of steps that were lost with an interruption and will be made again."""
-    if log.exists():
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)[:steps]
-        with whole_file(log) as partial:
-            partial.write_text("".join(lines), encoding="utf-8")

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from tandemqa.data.formats import pairs
-from tandemqa.data.formats.extra import needed
 from tandemqa.data.formats.target import Target
 from tandemqa.data.lines import Line
 from tandemqa.errors import TandemError
+from tandemqa.extras import needed
 from tandemqa.progress import track
 
 _PREFIX = "hf:"
@@ -30,7 +30,7 @@ def read(source: Path, split: str, out: Target) -> None:
 
 
 def _rows(name: str, split: str) -> Iterator[dict[str, Any]]:
-    datasets = needed("datasets")
+    datasets = needed("datasets", "data", "This format")
     try:
         if any((Path(name) / file).is_file() for file in _SAVED):
             found = datasets.load_from_disk(name)

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tandemqa.data.formats.extra import needed
 from tandemqa.data.formats.splits import split_in
 from tandemqa.data.formats.target import Target
 from tandemqa.data.lines import Line
 from tandemqa.errors import TandemError
+from tandemqa.extras import needed
 from tandemqa.progress import track
 
 _PREFIX = "ir:"
@@ -47,7 +47,7 @@ def read(source: Path, split: str, out: Target) -> None:
 
 
 def _load(name: str) -> Any:
-    ir_datasets = needed("ir_datasets")
+    ir_datasets = needed("ir_datasets", "data", "This format")
     try:
         dataset = ir_datasets.load(name)
     except KeyError as error:
