@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
+from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.errors import TandemError
 from tandemqa.lists.build import NO_PASSAGE
 from tandemqa.training import loop
@@ -225,3 +227,32 @@ def test_the_rate_rises_and_falls_as_the_schedule_says():
     assert [rate_share(step, 4, cosine) for step in range(5)] == pytest.approx(
         [1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0]
     )
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["no dropout", "dropout"])
+def test_gradient_checkpointing_gives_the_same_gradient_in_less_memory(dropout, tiny_model, texts, lists):
+    retriever = DualEncoder.load(RetrieverConfig(model=str(tiny_model), dropout=dropout))
+    torch.manual_seed(5)
+    reranker = CrossEncoder.load(RerankerConfig(model=str(tiny_model), head_dropout=0.0, dropout=dropout))
+    objective = Listwise(retriever, reranker, texts, texts, lists, ALL_TERMS, 10**6)
+    results = []
+    for wanted in (False, True):
+        objective.model.keep_only_inputs(wanted)
+        objective.model.train()
+        objective.model.zero_grad()
+        torch.manual_seed(1)
+        kept = [0]
+
+        def count(tensor, kept=kept):
+            kept[0] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            outputs = objective.model.outputs(make_batch(lists, np.arange(4), *objective.sides))
+            saved = kept[0]
+            (outputs.passages.square().sum() + outputs.pairs.sum()).backward()
+        results.append((saved, gradients(objective.model)))
+    (most, plain), (least, again) = results
+    assert least < most / 2
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, atol=1e-6, rtol=1e-5)

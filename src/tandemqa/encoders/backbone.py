@@ -112,11 +112,13 @@ class WordTable:
         ids = torch.unique(ids).to(words.weight.device)
         self.row[ids] = torch.arange(len(ids), device=ids.device)
         self.looked_up: Tensor = words(ids)
-        self.vectors = self.looked_up.detach().requires_grad_() if cut else self.looked_up
+        self.vectors = self.looked_up
+        if cut and self.looked_up.requires_grad:
+            self.vectors = self.looked_up.detach().requires_grad_()
 
     def backward(self) -> None:
         """Hand the gathered gradient on to the embeddings' weights."""
-        if self.vectors.grad is not None:
+        if self.vectors.is_leaf and self.vectors.grad is not None:
             self.looked_up.backward(self.vectors.grad)  # type: ignore[no-untyped-call]
 
     def __getitem__(self, input_ids: Tensor) -> Tensor:

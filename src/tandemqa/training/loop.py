@@ -97,6 +97,7 @@ def fit(
     every = refresh.every_steps if refresh else steps
     lists_to_read = max(1, round(config.epochs * len(objective)))
     with adapted(model, seed), postponed() as interrupted, bar(name, lists_to_read, "list") as progress:
+        model.keep_only_inputs(config.gradient_checkpointing)
         optimizer = make_optimizer(model, config)
         checkpoints = Checkpoints(workspace, model, optimizer)
         first = checkpoints.load()
