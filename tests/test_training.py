@@ -207,6 +207,24 @@ def test_a_loss_that_is_not_finite_names_the_list(models, texts, lists, tmp_path
         train(models, texts, lists, TrainingConfig(), ALL_TERMS, 1, tmp_path)
 
 
+def test_computing_activations_again_takes_less_memory_and_gives_the_same_weights(models, texts, lists, tmp_path):
+    ends, held = [], []
+    for number, again in enumerate((False, True)):
+        pair = copy.deepcopy(models)
+        for dropout in (
+            module for model in pair for module in model.modules() if isinstance(module, torch.nn.Dropout)
+        ):
+            dropout.p = 0.2
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            config = TrainingConfig(epochs=2, batch_lists=5, gradient_checkpointing=again)
+            train(pair, texts, lists, config, ALL_TERMS, 9, tmp_path / str(number))
+        ends.append(JointModel(*pair).state_dict())
+        held.append(sum(kept))
+    assert held[1] < 0.5 * held[0]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
 def test_each_epoch_is_a_new_order_of_all_lists():
     steps = list(loop._steps(10, 4, 6, seed=3))
     assert [len(rows) for rows in steps] == [4, 4, 2, 4, 4, 2]

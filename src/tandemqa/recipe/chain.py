@@ -460,8 +460,8 @@ class Chain:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """What a stage's result depends on; how a step is cut for memory, and who looks on, change nothing."""
-    return dict(config.model_dump(exclude={"micro_tokens", "tensorboard"}))
+    """What a stage's result depends on; what only saves memory, and who looks on, change nothing."""
+    return dict(config.model_dump(exclude={"micro_tokens", "gradient_checkpointing", "tensorboard"}))
 
 
 def _made_once(path: Path, make: Callable[[], TrainingLists]) -> TrainingLists:

@@ -134,6 +134,14 @@ class JointModel(nn.Module):
             use_fast_attention(model)
         return self
 
+    def keep_activations(self, keep: bool) -> None:
+        """Whether the backward pass finds all activations of the forward pass, or computes each layer's again."""
+        for encoder in self._backbones():
+            if keep:
+                encoder.activation_checkpointing_disable()  # type: ignore[operator]
+            else:
+                encoder.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+
     def _retriever_scores(self, retriever: DualEncoder, batch: ListBatch) -> Tensor:
         device = device_of(retriever)
         queries = self._vectors(retriever, batch.queries, "query")

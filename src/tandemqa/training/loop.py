@@ -117,6 +117,7 @@ def fit(
             return True
 
         progress.update(round(lists_to_read * first / steps))
+        model.keep_activations(not config.gradient_checkpointing)
         model.train()
         validate(first)
         for start in range(first - first % every, steps, every):
@@ -158,6 +159,7 @@ def fit(
             best.restore()
             if log:
                 tqdm.write(f"{name}: {best.summary()}", file=sys.stderr)
+    model.keep_activations(True)
     model.eval()
 
 
