@@ -1,14 +1,16 @@
 """The joint step against what one would do with sentence-transformers: the same models, trained on the same lists.
 
-    python benchmarks/training.py DATA [--size 8] [--lists 256] [--rounds 3] [--parity]
+    python benchmarks/training.py DATA [--size 8] [--lists 256] [--rounds 3] [--tune] [--parity]
 
 tandemqa trains both models together. With sentence-transformers they are trained one after the other: the re-ranker
 with `CrossEncoderTrainer` and `ListNetLoss`, then its scores of all lists are computed, then the retriever learns
 them with `SentenceTransformerTrainer` and `DistillKLDivLoss`; once with the trainers' default settings, and once with
-those that were fastest here (see `BEST`). Lists hold a labelled passage and BM25 candidates, passages are cut at 128
-tokens, both start from texts, and loading models is not counted. Each measurement is a process of its own, so that
-its peak memory is its own, and the contenders take turns. Prints a markdown table.
+bfloat16, larger parts and lists of similar length together (`BEST`). Lists hold a labelled passage and BM25
+candidates, passages are cut at 128 tokens, both start from texts, and loading models is not counted. Each measurement
+is a process of its own, so that its peak memory is its own, and the contenders take turns. Prints a markdown table.
+It needs the extra `data`.
 
+--tune: look for the fastest settings of the latter first, on a quarter of the lists.
 --parity: both with the same losses, order of lists and optimiser, in float32 and without dropout; prints the largest
 difference between the losses of a step, and fails if it is above 1e-3.
 """
@@ -46,7 +48,8 @@ class Settings(NamedTuple):
 
 
 DEFAULTS = Settings(batch=8, pairs=None, scoring=32, fast=False)
-BEST = Settings(batch=8, pairs=32, scoring=64, fast=True)
+BEST = Settings(batch=8, pairs=32, scoring=32, fast=True)
+TRIED = (4, 8, 16, 32)
 CONTENDERS = {
     "tandemqa, joint": None,
     "sentence-transformers, defaults": DEFAULTS,
@@ -61,7 +64,8 @@ def main() -> None:
     parser.add_argument("--lists", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parity", action="store_true", help="compare losses instead of speed")
-    parser.add_argument("--set", default="{}", help="settings of `best` as JSON, to look for better ones")
+    parser.add_argument("--tune", action="store_true", help="look for the fastest settings of `best` first")
+    parser.add_argument("--set", default="{}", help='settings of `best` as JSON, such as {"batch": 16}')
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -74,6 +78,8 @@ def main() -> None:
         if options.parity:
             part(options, "parity")
             return
+        if options.tune:
+            options.set = tune(options)
         measured: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
         for number in range(options.rounds):
             for name in CONTENDERS:
@@ -82,10 +88,31 @@ def main() -> None:
         print_table(options, measured)
 
 
-def part(options: argparse.Namespace, name: str) -> str:
+def tune(options: argparse.Namespace) -> str:
+    """The fastest of `TRIED` for each phase by itself, as `--set` takes it."""
+    few = argparse.Namespace(**vars(options) | {"lists": max(16, options.lists // 4)})
+    seconds = {}
+    for number in TRIED:
+        changed = json.dumps({"batch": number, "pairs": 4 * number, "scoring": 4 * number})
+        seconds[number] = json.loads(part(few, "sentence-transformers, best", changed).splitlines()[-1])
+        print(f"tried {changed}: {seconds[number]}", file=sys.stderr, flush=True)
+    fastest = {
+        phase: min(seconds, key=lambda number, phase=phase: seconds[number][phase])
+        for phase in ("re-ranker", "its scores", "retriever")
+    }
+    chosen = {
+        "batch": fastest["retriever"],
+        "pairs": 4 * fastest["re-ranker"],
+        "scoring": 4 * fastest["its scores"],
+    }
+    print(f"best: {chosen}", file=sys.stderr, flush=True)
+    return json.dumps(chosen)
+
+
+def part(options: argparse.Namespace, name: str, changed: str = "") -> str:
     """One measurement in a process of its own; what it prints."""
     arguments = [sys.executable, __file__, str(options.data), "--part", name, "--work", str(options.work)]
-    arguments += ["--size", str(options.size), "--lists", str(options.lists), "--set", options.set]
+    arguments += ["--size", str(options.size), "--lists", str(options.lists), "--set", changed or options.set]
     ended = subprocess.run(arguments, stdout=subprocess.PIPE, text=True)
     if ended.returncode:
         raise SystemExit(f"{name} failed:\n{ended.stdout}")
@@ -98,14 +125,14 @@ def run_part(options: argparse.Namespace) -> None:
     if options.part == "prepare":
         prepare(options)
     elif options.part == "parity":
-        parity(options.work)
+        parity(options.work, options.lists)
     else:
         settings = CONTENDERS[options.part]
         if settings is None:
-            seconds = joint(options.work)
+            seconds = joint(options.work, options.lists)
         else:
             changed = json.loads(options.set) if settings is BEST else {}
-            seconds = one_after_the_other(options.work, settings._replace(**changed))
+            seconds = one_after_the_other(options.work, options.lists, settings._replace(**changed))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({**{name: round(value, 2) for name, value in seconds.items()}, "peak_mb": round(peak)}))
 
@@ -164,9 +191,9 @@ def short(retriever: Any, text: str) -> str:
     return text[: max(end for _, end in encoded["offset_mapping"])]
 
 
-def read_lists(work: Path) -> list[dict[str, Any]]:
+def read_lists(work: Path, count: int) -> list[dict[str, Any]]:
     lists: list[dict[str, Any]] = json.loads((work / "lists.json").read_text())
-    return lists
+    return lists[:count]
 
 
 # This project
@@ -204,11 +231,11 @@ def train_ours(pair: tuple[Any, Any], lists: list[dict[str, Any]], config: Any, 
         return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
 
 
-def joint(work: Path) -> dict[str, float]:
+def joint(work: Path, count: int) -> dict[str, float]:
     from tandemqa.training.config import TrainingConfig
     from tandemqa.training.joint import LossConfig
 
-    pair, lists = load_pair(work, head_dropout=0.1), read_lists(work)
+    pair, lists = load_pair(work, head_dropout=0.1), read_lists(work, count)
     started = time.perf_counter()
     train_ours(pair, lists, TrainingConfig(), LossConfig())
     return {"joint": time.perf_counter() - started}
@@ -217,11 +244,11 @@ def joint(work: Path) -> dict[str, float]:
 # sentence-transformers
 
 
-def one_after_the_other(work: Path, settings: Settings) -> dict[str, float]:
+def one_after_the_other(work: Path, count: int, settings: Settings) -> dict[str, float]:
     import torch
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
-    lists = read_lists(work)
+    lists = read_lists(work, count)
     seconds: dict[str, float] = {}
     started = time.perf_counter()
 
@@ -349,7 +376,7 @@ def trained(
 # The same losses
 
 
-def parity(work: Path) -> None:
+def parity(work: Path, count: int) -> None:
     """Retriever: KL from a re-ranker that stays as it is; re-ranker: cross-entropy of the positive."""
     from sentence_transformers import CrossEncoder, SentenceTransformer
     from sentence_transformers.base.sampler import DefaultBatchSampler
@@ -358,7 +385,7 @@ def parity(work: Path) -> None:
     from tandemqa.training.joint import LossConfig
     from tandemqa.training.loop import _steps
 
-    lists, settings = read_lists(work), Settings(batch=8, pairs=-1, scoring=32, fast=False)
+    lists, settings = read_lists(work, count), Settings(batch=8, pairs=-1, scoring=32, fast=False)
     rate = 2e-5
     config = TrainingConfig(
         batch_lists=settings.batch,

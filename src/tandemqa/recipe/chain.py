@@ -308,7 +308,7 @@ class Chain:
         if self.recipe.refresh_steps is not None:
             refresh = Refresh(self.recipe.refresh_steps, partial(self._refreshed, seed=seed))
         validation = None
-        if config.validate_steps is not None:
+        if config.validate_steps is not None and config.epochs > 0:
             validation = self._validation(folder, config.validate_steps, seed)
         loss = self.recipe.loss
         self._train(self._listwise(lists, loss, config), config, seed, folder, name, refresh, validation)
