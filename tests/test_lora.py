@@ -120,7 +120,11 @@ def test_the_bundle_is_an_ordinary_one(tiny_model, tiny_dataset, tmp_path):
     ]
     settings += [f"retriever.model={tiny_model}", f"reranker.model={tiny_model}", "evaluation.split=null"]
     settings += [f"retriever.lora_rank={RANK}", f"reranker.lora_rank={RANK}", "joint.validate_steps=2"]
-    bundle = train(tiny_dataset, tmp_path, load_recipe("quick", [*settings, "joint.patience=9"]))
+    bundle = train(
+        tiny_dataset,
+        tmp_path,
+        load_recipe("quick", [*settings, "joint.patience=9", "joint.gradient_checkpointing=true"]),
+    )
     names = {path.name for path in (tmp_path / "bundle").rglob("*") if path.is_file()}
     assert not any("adapter" in name for name in names)
     dataset = load_dataset(tiny_dataset)

@@ -308,7 +308,7 @@ class Chain:
         if self.recipe.refresh_steps is not None:
             refresh = Refresh(self.recipe.refresh_steps, partial(self._refreshed, seed=seed))
         validation = None
-        if config.validate_steps is not None:
+        if config.validate_steps is not None and config.epochs > 0:
             validation = self._validation(folder, config.validate_steps, seed)
         loss = self.recipe.loss
         self._train(self._listwise(lists, loss, config), config, seed, folder, name, refresh, validation)
@@ -461,8 +461,8 @@ class Chain:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """What a stage's result depends on; how a step is cut for memory, and who looks on, change nothing."""
-    return dict(config.model_dump(exclude={"micro_tokens", "tensorboard"}))
+    """What a stage's result depends on; what only saves memory, and who looks on, change nothing."""
+    return dict(config.model_dump(exclude={"micro_tokens", "gradient_checkpointing", "tensorboard"}))
 
 
 def _made_once(path: Path, make: Callable[[], TrainingLists]) -> TrainingLists:

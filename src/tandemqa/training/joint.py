@@ -197,14 +197,13 @@ class JointModel(nn.Module):
             use_fast_attention(model)
         return self
 
-    def keep_only_inputs(self, wanted: bool) -> None:
-        """Whether layers keep their input alone for the backward pass and compute the rest again."""
-        for model in self._backbones():
-            if wanted:
-                options = {"use_reentrant": False}
-                model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)  # type: ignore[operator]
+    def keep_activations(self, keep: bool) -> None:
+        """Whether the backward pass finds all activations of the forward pass, or computes each layer's again."""
+        for encoder in self._backbones():
+            if keep:
+                encoder.activation_checkpointing_disable()  # type: ignore[operator]
             else:
-                model.activation_checkpointing_disable()  # type: ignore[operator]
+                encoder.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 
     def _retriever_task(self, retriever: DualEncoder, side: Tower, parts: list[Part], count: int) -> Task:
         def encode(batch: TokenBatch, words: WordTable) -> Tensor:

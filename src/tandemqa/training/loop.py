@@ -97,7 +97,6 @@ def fit(
     every = refresh.every_steps if refresh else steps
     lists_to_read = max(1, round(config.epochs * len(objective)))
     with adapted(model, seed), postponed() as interrupted, bar(name, lists_to_read, "list") as progress:
-        model.keep_only_inputs(config.gradient_checkpointing)
         optimizer = make_optimizer(model, config)
         checkpoints = Checkpoints(workspace, model, optimizer)
         first = checkpoints.load()
@@ -118,6 +117,7 @@ def fit(
             return True
 
         progress.update(round(lists_to_read * first / steps))
+        model.keep_activations(not config.gradient_checkpointing)
         model.train()
         validate(first)
         for start in range(first - first % every, steps, every):
@@ -159,6 +159,7 @@ def fit(
             best.restore()
             if log:
                 tqdm.write(f"{name}: {best.summary()}", file=sys.stderr)
+    model.keep_activations(True)
     model.eval()
 
 
