@@ -66,7 +66,7 @@ def test_its_manifest_tells_data_models_and_sizes(bundle: Bundle, built: Path, t
     assert about["bundle"]["fingerprint"] == bundle.fingerprint
     assert (built / about["bundle"]["path"]).resolve() == bundle.folder.resolve()
     described = describe_index(built)
-    assert described["passages"] == 40 and described["generation"] == 1
+    assert described["passages"] == 40 and described["generation"] == 0
     on_disk = {str(p.relative_to(built)): p.stat().st_size for p in built.rglob("*") if p.is_file()}
     (segment,) = described["segments"].values()
     assert segment["vectors"] == {"kind": "exact", "storage": "fp16", "size": bundle.retriever.size}
@@ -85,7 +85,7 @@ def test_it_stands_without_the_cache(
     monkeypatch.setenv("TANDEMQA_CACHE", str(tmp_path / "cache"))
     index = Index.build(bundle, tiny_dataset, tmp_path / "index")
     expected = [index.tokens[row].tolist() for row in range(40)]
-    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     again = Index.open(tmp_path / "index")
     assert [again.tokens[row].tolist() for row in range(40)] == expected
 
@@ -271,7 +271,6 @@ def test_index_and_bundle_may_move_together(bundle: Bundle, tiny_dataset: Path, 
         "tandemqa.index.dense.DenseIndex.save",
         "tandemqa.index.lexical.LexicalIndex.save",
         "tandemqa.index.build.store_passages",
-        "tandemqa.index.build.register",
         "tandemqa.index.build.write_json",
         "tandemqa.index.build.put_in_place",
         "tandemqa.files._sync",

@@ -24,7 +24,7 @@ from tandemqa.errors import TandemError
 from tandemqa.files import explained, fingerprint, put_in_place, read_json, remove_partial, whole_file, write_json
 from tandemqa.index.index import FORMAT, MANIFEST, PASSAGES, SEGMENTS
 from tandemqa.index.lock import LOCK, only_writer
-from tandemqa.index.passages import PassageStore, Record, record_of, register, store_passages, transaction
+from tandemqa.index.passages import PassageStore, Record, record_of, store_passages
 from tandemqa.index.recall import QUERIES
 from tandemqa.index.segment import KindChoice, StorageChoice, write_segment
 from tandemqa.index.source import Texts
@@ -73,17 +73,13 @@ def build(
         segment = _prepared(partial, about)
         if not (partial / PASSAGES).exists():
             with whole_file(partial / PASSAGES) as file:
-                store_passages(file, _records(corpus), corpus)
-        store = PassageStore(partial / PASSAGES)
+                store_passages(file, _records(corpus), corpus, [segment])
+        store = stack.enter_context(contextlib.closing(PassageStore(partial / PASSAGES)))
         rows = np.arange(store.next_row, dtype=np.int32)
         cached = VectorCache(bundle.retriever, about["data"]["fingerprint"])
         source = Texts(bundle, lambda start, stop: store.texts(range(start, stop)), cached)
         write_segment(partial / SEGMENTS / segment, rows, source, vectors, storage, questions)
-        registered = segment in store.segments
         store.close()
-        if not registered:
-            with transaction(partial / PASSAGES) as database:
-                register(database, segment)
         for path in partial.iterdir():
             if path.name not in (PASSAGES, SEGMENTS, LOCK):
                 path.unlink()

@@ -52,6 +52,10 @@ class DenseIndex:
         structure = {"exact": "", "ivf": f"IVF{lists},", "hnsw": f"HNSW{NEIGHBOURS},"}[kind]
         quantizer = {"fp16": "SQfp16", "int8": "SQ8"}[storage]
         index = faiss.index_factory(size, structure + quantizer, faiss.METRIC_INNER_PRODUCT)
+        if kind == "ivf":
+            # Whole vectors are kept, not their distances from a centroid: they come out as they went in.
+            index.by_residual = False
+            index.cp.min_points_per_centroid = 1
         if not index.is_trained:
             step = math.ceil(total / max(SAMPLE, lists * SAMPLE_PER_LIST))
             index.train(_float32(np.concatenate([block[::step] for block in blocks])))

@@ -96,6 +96,13 @@ class Index:
         for segment in self.segments:
             segment.close()
 
+    @property
+    def rows(self) -> npt.NDArray[np.int32]:
+        """The rows of all passages, rising, int32 of shape (n,)."""
+        live = self.passages.live()
+        kept = [segment.rows[live[segment.rows]] for segment in self.segments]
+        return np.concatenate([np.empty(0, dtype=np.int32), *kept])
+
     # Search
 
     @cached_property

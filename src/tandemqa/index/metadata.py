@@ -21,7 +21,7 @@ from tandemqa.errors import TandemError
 
 Metadata = dict[str, Any]
 
-_CONDITION = re.compile(r"\s*([^<>=]*[^<>=\s])\s*(<=|>=|<|>|=)\s*(.*?)\s*", re.DOTALL)
+_CONDITION = re.compile(r"\s*([^<>=]*[^<>=\s])\s*(<=|>=|<|>|=)\s*([^<>=\s].*?)\s*", re.DOTALL)
 _LARGEST_INTEGER = 2**63 - 1
 
 
@@ -68,7 +68,7 @@ class Condition:
     @classmethod
     def parse(cls, text: str) -> "Condition":
         match = _CONDITION.fullmatch(text)
-        if match is None or not match[3]:
+        if match is None:
             raise TandemError(f"The condition {text!r} cannot be read; write it like year>=2001 or lang=en.")
         return cls(match[1], match[2], match[3])
 

@@ -99,7 +99,7 @@ class PassageStore:
         return (str(name) for (name,) in self._database.execute("SELECT id FROM passages ORDER BY row"))
 
     def live(self) -> npt.NDArray[np.bool_]:
-        """Which rows have not been deleted, bool of shape (next_row,)."""
+        """Which rows have no tombstone, bool of shape (next_row,)."""
         live = np.ones(self.next_row, dtype=np.bool_)
         for (row,) in self._database.execute("SELECT row FROM tombstones"):
             live[row] = False
@@ -158,13 +158,15 @@ def _snapshot(path: Path) -> sqlite3.Connection:
 # Writing
 
 
-def store_passages(path: Path, records: Iterable[tuple[int, Record]], source: Path | str) -> int:
-    """Write records, each with its line number in `source`, to the new database `path`, row 0 first: their number.
+def store_passages(
+    path: Path, records: Iterable[tuple[int, Record]], source: Path | str, segments: Sequence[str] = ()
+) -> None:
+    """Write records, each with its line number in `source`, and names of segments to the new database `path`.
 
-    Never more than one is held in memory. An id that comes twice is a `TandemError`. The caller makes the file whole
-    or nothing: without a journal, one cut short is of no use.
+    The first record gets row 0. Never more than one is held in memory. An id that comes twice is a `TandemError`. The
+    caller makes the file whole or nothing: without a journal, one cut short is of no use.
     """
-    number, row, record = 0, -1, None
+    row = -1
     with _explained(path), closing(sqlite3.connect(path, isolation_level=None)) as database:
         for setting in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536"):
             database.execute(f"PRAGMA {setting}")
@@ -175,10 +177,11 @@ def store_passages(path: Path, records: Iterable[tuple[int, Record]], source: Pa
                 _insert(database, row, record)
             except sqlite3.IntegrityError as error:
                 raise repeated(source, number, record) from error
+        for segment in segments:
+            register(database, segment)
         database.execute("UPDATE state SET next_row = ?", (row + 1,))
         database.execute("COMMIT")
         database.execute("PRAGMA journal_mode = WAL")
-    return row + 1
 
 
 def repeated(source: Path | str, number: int, record: Record) -> TandemError:
