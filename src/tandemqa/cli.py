@@ -341,13 +341,15 @@ def index(
     vectors: Annotated[
         Literal["auto", "exact", "ivf", "hnsw"],
         typer.Option(
-            help="Search all vectors, or fewer by IVF or HNSW; auto: exact up to a million passages, then IVF.",
+            metavar="KIND",
+            help="exact compares all vectors, ivf or hnsw fewer; auto is exact up to a million passages, then ivf.",
         ),
     ] = "auto",
     storage: Annotated[
         Literal["auto", "fp16", "int8"],
         typer.Option(
-            help="Numbers of a vector in 16 or 8 bits; auto: 16 for exact search, 8 for the others.",
+            metavar="KIND",
+            help="Vectors in fp16 or int8; auto is fp16 for exact search, int8 for the others.",
         ),
     ] = "auto",
     as_json: AsJson = False,
@@ -632,6 +634,8 @@ def _print_json(value: Any) -> None:
 
 def _answer_text(answer: "Answer", width: int) -> str:
     """The hits for a terminal `width` columns wide."""
+    if not answer.hits:
+        return "No passage fulfils the conditions."
     blocks = []
     for hit in answer:
         score = f"{hit.score:8.2f}"

@@ -55,12 +55,12 @@ def add_passages(
     `passages` is a file in the layout of `corpus.jsonl`, or objects of that form; all are checked before the first is
     added. They become visible `BATCH` at a time. `bundle` is needed only if it is no longer where it was.
     """
+    index = Index.open(folder)
     if not isinstance(passages, Path):
         passages = list(passages)
         if not passages:
             raise TandemError("There are no passages to add; give at least one.")
     _check(passages)
-    index = Index.open(folder)
     models = index.load_bundle(bundle)
     choices = (index.about["vectors"], index.about["storage"])
     index.close()
