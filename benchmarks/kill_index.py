@@ -4,7 +4,7 @@
 
 Models of two narrow layers with random weights, so that a change takes a tenth of a second. Two suites:
 
-- builds: `Index.build` of 2,000 passages in shards of 64, killed until it has come to its end between two kills; the
+- builds: `Index.build` of 600 passages in shards of 64, killed until it has come to its end between two kills; the
   index must then equal one of a build left alone, vector for vector, token for token and in the rankings of BM25.
 - changes: a process adds, replaces, deletes and compacts at random and writes down what it has committed; after each
   kill the index must open, and hold just what the committed changes make of it, with the one change under way or
@@ -47,11 +47,11 @@ def main() -> None:
     options = parser.parse_args()
     generator = np.random.default_rng(options.seed)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    segment.SHARD, segment.PART = 64, 500
+    segment.SHARD, segment.PART = 64, 100
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         os.environ["TANDEMQA_CACHE"] = str(work / "cache")
-        bundle, data = write_bundle(work), write_corpus(work / "data", 2000)
+        bundle, data = write_bundle(work), write_corpus(work / "data", 600)
         builds = kill_builds(bundle, data, work, options.kills // 3, generator)
         changes = kill_changes(bundle, work, options.kills - builds, generator)
     print(f"{builds + changes} kills, nothing lost, no index half written")
@@ -165,7 +165,7 @@ def check(index: Index, rows: list[int], texts: list[str], bundle: Bundle) -> No
     if len(index) != len(rows):
         raise SystemExit("The index counts other passages than it holds.")
     last = slice(-70, None)
-    vectors = bundle.retriever.encode(bundle.retriever.tokenize(texts[last]), "passage", precision="exact")
+    vectors = bundle.retriever.encode(bundle.retriever.tokenize(texts[last]), "passage", precision="fp32")
     kept = dict(zip(rows, index.passages.metadata(rows), strict=True))
     for row, text, vector in zip(rows[last], texts[last], vectors, strict=True):
         _, scores = index.search_vectors(vector[None], 1)

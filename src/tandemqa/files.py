@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -63,7 +64,8 @@ def put_in_place(partial: Path, path: Path) -> None:
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

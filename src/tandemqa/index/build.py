@@ -81,10 +81,11 @@ def build(
         write_segment(partial / SEGMENTS / segment, rows, source, vectors, storage, questions)
         store.close()
         for path in partial.iterdir():
-            if path.name not in (PASSAGES, SEGMENTS, LOCK):
+            if path.name not in (PASSAGES, SEGMENTS, LOCK, UNDER_WAY):
                 path.unlink()
         write_json(partial / MANIFEST, about)
         put_in_place(partial, place)
+        (place / UNDER_WAY).unlink()
 
 
 def _about(place: Path, bundle: Bundle, corpus: Path, vectors: KindChoice, storage: StorageChoice) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def _questions(retriever: DualEncoder, path: Path) -> npt.NDArray[np.float32] | 
 def _free_place(out: Path) -> Path:
     """`out` without symbolic links, once it is sure that nothing but an index would be replaced."""
     place = out.resolve()
-    own = {MANIFEST, PASSAGES, f"{PASSAGES}-wal", f"{PASSAGES}-shm", SEGMENTS, LOCK, *OLD_NAMES}
+    own = {MANIFEST, PASSAGES, f"{PASSAGES}-wal", f"{PASSAGES}-shm", SEGMENTS, LOCK, UNDER_WAY, *OLD_NAMES}
     if place.exists() and not (place.is_dir() and {path.name for path in place.iterdir()} <= own):
         raise TandemError(f"{out} exists and is not an index; choose another place for --out.")
     return place

@@ -32,6 +32,9 @@ ATTEMPTS = 5
 # Conditions whose rows are remembered, a byte a row.
 MASKS = 8
 
+Mask = npt.NDArray[np.bool_] | None
+"""Which passages of a segment may be found, bool of shape (n,); None for all of them."""
+
 Ranking = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
 """Rows int32 (Q, k), best first, -1 from where there are no more; scores float32 (Q, k), -inf there."""
 
@@ -49,7 +52,7 @@ class Index:
     passages: PassageStore
     segments: tuple[Segment, ...]
     about: dict[str, Any]
-    _masks: dict[tuple[str, ...], npt.NDArray[np.bool_]] = field(default_factory=dict, repr=False, compare=False)
+    _masks: dict[tuple[str, ...], list[Mask]] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return sum(map(len, self.segments)) - self.passages.deleted
@@ -134,25 +137,29 @@ class Index:
         parts = [part for segment in self.segments for part in segment.words]
         if not parts:
             return np.full((len(questions), k), -1, np.int32), np.full((len(questions), k), -np.inf, np.float32)
-        masks: list[npt.NDArray[np.bool_] | None] = []
+        masks: list[Mask] = []
         for segment, allowed in zip(self.segments, self._allowed(where), strict=True):
             ends = np.cumsum([part.size for part in segment.words])
             masks += [None] * len(ends) if allowed is None else np.split(allowed, ends[:-1])
         places, scores = search_parts(parts, questions, k, masks)
-        rows = np.concatenate([segment.rows for segment in self.segments])
-        return np.where(places >= 0, rows[places], np.int32(-1)), scores
+        return np.where(places >= 0, self._rows[places], np.int32(-1)), scores
 
-    def _allowed(self, where: Sequence[str]) -> list[npt.NDArray[np.bool_] | None]:
-        """Which passages of each segment may be found, None for all of them."""
+    @cached_property
+    def _rows(self) -> npt.NDArray[np.int32]:
+        """The rows of all positions in the segments, deleted ones too."""
+        return np.concatenate([segment.rows for segment in self.segments])
+
+    def _allowed(self, where: Sequence[str]) -> list[Mask]:
+        """Which passages of each segment may be found."""
         if not where and not self.passages.deleted:
             return [None] * len(self.segments)
         conditions = tuple(where)
         if conditions not in self._masks:
             if len(self._masks) == MASKS:
                 self._masks.clear()
-            self._masks[conditions] = self.passages.live() & self.passages.fulfilling(conditions)
-        mask = self._masks[conditions]
-        return [mask[segment.rows] for segment in self.segments]
+            allowed = self.passages.live() & self.passages.fulfilling(conditions)
+            self._masks[conditions] = [allowed[segment.rows] for segment in self.segments]
+        return self._masks[conditions]
 
     # Change
 

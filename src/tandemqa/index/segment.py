@@ -129,16 +129,16 @@ def write_segment(
     shutil.rmtree(shards, ignore_errors=True)
 
 
-def removable(folder: Path) -> bool:
-    """Whether no reader has the segment open."""
+def remove_unless_open(folder: Path) -> None:
+    """Remove a segment, unless a reader has it open."""
     try:
         with (folder / SEGMENT).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
     except FileNotFoundError:
-        return True
+        shutil.rmtree(folder)
     except BlockingIOError:
-        return False
-    return True
+        pass
 
 
 def _encode(shards: Path, count: int, source: Source) -> None:

@@ -30,8 +30,8 @@ class Texts:
         retriever, reranker = self.bundle.retriever, self.bundle.reranker
         texts = self.read(start, stop)
         tokens = reranker.tokenize(texts)
-        vectors = self.cached.load(start) if self.cached else None
-        if vectors is not None and vectors.shape == (len(texts), retriever.size):
+        vectors = self.cached.load(start, stop) if self.cached else None
+        if vectors is not None:
             return vectors, tokens
         same = tokenizer_fingerprint(retriever.tokenizer) == tokenizer_fingerprint(reranker.tokenizer)
         return retriever.encode(tokens if same else retriever.tokenize(texts), "passage", show=progress), tokens

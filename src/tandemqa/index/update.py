@@ -5,7 +5,6 @@ removed by the next writer, and so is one that a transaction has replaced, once 
 """
 
 import secrets
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from tandemqa.index.passages import (
     repeated,
     transaction,
 )
-from tandemqa.index.segment import removable, write_segment
+from tandemqa.index.segment import remove_unless_open, write_segment
 from tandemqa.index.source import Copied, Texts
 
 # Passages that become visible together when more are added; as many are held in memory.
@@ -55,17 +54,18 @@ def add_passages(
     `passages` is a file in the layout of `corpus.jsonl`, or objects of that form; all are checked before the first is
     added. They become visible `BATCH` at a time. `bundle` is needed only if it is no longer where it was.
     """
-    index = Index.open(folder)
+    Index.open(folder).close()
     if not isinstance(passages, Path):
         passages = list(passages)
         if not passages:
             raise TandemError("There are no passages to add; give at least one.")
     _check(passages)
-    models = index.load_bundle(bundle)
-    choices = (index.about["vectors"], index.about["storage"])
-    index.close()
     count = replaced = 0
     with _writing(folder):
+        index = Index.open(folder)
+        models = index.load_bundle(bundle)
+        choices = (index.about["vectors"], index.about["storage"])
+        index.close()
         records = (record for _, record in _records(passages))
         while batch := list(islice(records, BATCH)):
             name = secrets.token_hex(8)
@@ -159,5 +159,5 @@ def _sweep(folder: Path) -> None:
     store = PassageStore(folder / PASSAGES)
     store.close()
     for segment in (folder / SEGMENTS).iterdir():
-        if segment.name not in store.segments and removable(segment):
-            shutil.rmtree(segment)
+        if segment.name not in store.segments:
+            remove_unless_open(segment)

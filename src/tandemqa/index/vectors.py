@@ -37,13 +37,13 @@ class VectorCache:
         text = f"{retriever.fingerprint()} {settings} {corpus_fingerprint}"
         self.folder = cache_folder() / "vectors" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def load(self, start: int) -> npt.NDArray[np.float16] | None:
-        """The vectors from row `start`, a multiple of `SHARD`; None if they are not there or the file is damaged."""
+    def load(self, start: int, stop: int) -> npt.NDArray[np.float16] | None:
+        """The vectors of rows `start`, a multiple of `SHARD`, to `stop`; None if no file is there that holds them."""
         try:
             vectors: npt.NDArray[np.float16] = np.load(self._path(start), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError):
             return None
-        return vectors
+        return vectors if len(vectors) == stop - start else None
 
     def save(self, start: int, vectors: npt.NDArray[np.float16]) -> None:
         with whole_file(self._path(start)) as partial, partial.open("wb") as file:
@@ -57,16 +57,16 @@ def passage_index(retriever: DualEncoder, dataset: Dataset) -> DenseIndex:
     """The exact index of all passages of `dataset`, row i being passage row i."""
     cached = VectorCache(retriever, dataset.passages.fingerprint)
     count = len(dataset.passages)
-    found = {start: cached.load(start) for start in range(0, count, SHARD)}
+    shards = [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
+    found = {rows: cached.load(rows.start, rows.stop) for rows in shards}
     if any(vectors is None for vectors in found.values()):
         tokens = passage_tokens(dataset, retriever.tokenizer)
         with bar("encode passages", count, "passage") as progress:
-            for start in found:
-                rows = range(start, min(start + SHARD, count))
-                if found[start] is None:
+            for rows in shards:
+                if found[rows] is None:
                     vectors = retriever.encode([tokens[row] for row in rows], "passage", show=progress)
-                    check_finite(vectors, start)
-                    cached.save(start, vectors.astype(np.float16))
-                    found[start] = cached.load(start)
+                    check_finite(vectors, rows.start)
+                    found[rows] = half = vectors.astype(np.float16)
+                    cached.save(rows.start, half)
                 progress.update(rows.stop - progress.n)
     return DenseIndex.of_blocks([vectors for vectors in found.values() if vectors is not None])
