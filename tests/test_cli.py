@@ -177,6 +177,20 @@ def test_search_takes_a_bundle_that_has_moved(tiny_bundle: Path, tiny_dataset: P
 # An index that changes
 
 
+def test_index_takes_a_structure_and_inspect_tells_its_recall(
+    tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    built = run_json(
+        *("index", tiny_bundle, tiny_dataset, "--out", tmp_path / "index", "--vectors", "hnsw", "--storage", "int8")
+    )
+    (segment,) = run_json("inspect", tmp_path / "index")["segments"].values()
+    assert segment["vectors"] == {"kind": "hnsw", "storage": "int8", "size": 32, "candidates searched": 16}
+    assert segment["recall"]["queries"] == 38 and 0.9 <= segment["recall"]["recall@10"] <= 1
+    assert built["passages"] == 40 and list(built["segments"].values()) == [segment]
+    result = run("index", tiny_bundle, tiny_dataset, "--out", tmp_path / "index", "--vectors", "best")
+    assert result.exit_code == 2 and "'best' is not one of 'auto', 'exact', 'ivf', 'hnsw'" in result.stderr
+
+
 def test_add_search_where_delete_and_compact_go_together(index: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     own = Path(shutil.copytree(index, tmp_path / "index"))
     (tmp_path / "new.jsonl").write_text(

@@ -213,6 +213,36 @@ def test_what_no_reader_needs_is_removed_by_the_next_writer(index: Index, bundle
     check(Index.open(index.folder), bundle, content(compacted))
 
 
+def test_a_reader_learns_whether_there_is_a_newer_generation(index: Index, bundle: Bundle) -> None:
+    assert index.refreshed() is index
+    index.add(NEW[:1])
+    newer = index.refreshed()
+    assert newer is not index and (len(index), len(newer)) == (40, 41) and newer.refreshed() is newer
+
+
+def test_an_index_can_be_opened_at_any_moment_of_a_writer(index: Index, bundle: Bundle, tmp_path: Path) -> None:
+    index.close()
+    done = tmp_path / "log"
+    done.touch()
+    forked = multiprocessing.get_context("fork")
+    child = forked.Process(target=write_for_ever, args=(index.folder, bundle, done, 1))
+    child.start()
+    generations = set()
+    question = bundle.retriever.encode(bundle.retriever.tokenize(["version"]), "query")
+    deadline = time.monotonic() + 60
+    while len(generations) < 8 and time.monotonic() < deadline:
+        found = Index.open(index.folder)
+        generations.add(found.passages.generation)
+        texts = content(found)  # of just the passages that are in the segments, or this raises
+        rows = found.search_vectors(question, len(found))[0][0]
+        assert len(texts) == len(found) and sorted(rows.tolist()) == found.rows.tolist()
+        assert set(found.search_words(["version"], 3)[0][0].tolist()) <= {-1, *rows.tolist()}
+        found.close()
+    assert child.is_alive() and len(generations) == 8
+    child.kill()
+    child.join()
+
+
 # What can be wrong
 
 

@@ -53,9 +53,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def put_in_place(partial: Path, path: Path) -> None:
     """Give the folder `partial` the name `path`, with all that is in it safe on disk; as `whole_folder` does."""
     old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
-    for file in partial.rglob("*"):
-        if file.is_file():
-            _sync(file)
+    for entry in (*partial.rglob("*"), partial):
+        _sync(entry)
     try:
         if path.exists():
             path.rename(old)

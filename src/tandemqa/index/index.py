@@ -93,6 +93,13 @@ class Index:
             return index
         raise AssertionError
 
+    def refreshed(self) -> "Index":
+        """The index as it is now: this object if nothing has changed since it was opened, else a new one."""
+        now = PassageStore(self.folder / PASSAGES)
+        now.close()
+        same = (now.generation, now.segments) == (self.passages.generation, self.passages.segments)
+        return self if same else Index.open(self.folder)
+
     def close(self) -> None:
         """Let go of the generation, so that a writer may remove what has been replaced since."""
         self.passages.close()

@@ -14,6 +14,9 @@ from tandemqa.index.passages import PassageStore
 from tandemqa.index.segment import Encoded, Segment
 from tandemqa.index.vectors import VectorCache
 
+# Texts from which it pays to find out whether both models have the same tokeniser.
+WORTH_COMPARING = 500
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -33,7 +36,9 @@ class Texts:
         vectors = self.cached.load(start, stop) if self.cached else None
         if vectors is not None:
             return vectors, tokens
-        same = tokenizer_fingerprint(retriever.tokenizer) == tokenizer_fingerprint(reranker.tokenizer)
+        same = len(texts) >= WORTH_COMPARING and (
+            tokenizer_fingerprint(retriever.tokenizer) == tokenizer_fingerprint(reranker.tokenizer)
+        )
         return retriever.encode(tokens if same else retriever.tokenize(texts), "passage", show=progress), tokens
 
 
