@@ -1,6 +1,6 @@
 """A writer of an index killed with SIGKILL at random moments, again and again; nothing committed may be lost.
 
-    python benchmarks/kill_index.py [--kills 60] [--seed 0]
+    python benchmarks/kill_index.py [--kills 75] [--seed 0]
 
 Models of two narrow layers with random weights, so that a change takes a tenth of a second. Two suites:
 
@@ -42,7 +42,7 @@ State = dict[str, tuple[str, int]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=60, help="in all; a third of them falls on builds")
+    parser.add_argument("--kills", type=int, default=75, help="in all; a third of them falls on builds")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     options = parser.parse_args()
     generator = np.random.default_rng(options.seed)
@@ -67,7 +67,10 @@ def kill_builds(bundle: Bundle, data: Path, work: Path, kills: int, generator: n
     while found.total() < kills:
         builds += 1
         out = work / f"killed-{builds}"
-        while kill(lambda out=out: Index.build(bundle, data, out), generator.uniform(0.05, seconds / 3)):
+        while kill(
+            lambda out=out: Index.build(bundle, data, out),
+            generator.uniform(0.05, seconds / 3) if found.total() < kills else None,
+        ):
             if out.exists():
                 raise SystemExit("An index appeared although its build was killed.")
             found[under_way(work / f".killed-{builds}.partial")] += 1
@@ -107,7 +110,7 @@ def kill_changes(bundle: Bundle, work: Path, kills: int, generator: np.random.Ge
     return kills
 
 
-def kill(target: Callable[[], Any], after: float) -> bool:
+def kill(target: Callable[[], Any], after: float | None) -> bool:
     """Run `target` in a process of its own and kill it `after` seconds from now, unless it has ended by then."""
     child = FORK.Process(target=target)
     child.start()

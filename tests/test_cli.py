@@ -184,8 +184,8 @@ def test_index_takes_a_structure_and_inspect_tells_its_recall(
         *("index", tiny_bundle, tiny_dataset, "--out", tmp_path / "index", "--vectors", "hnsw", "--storage", "int8")
     )
     (segment,) = run_json("inspect", tmp_path / "index")["segments"].values()
-    assert segment["vectors"] == {"kind": "hnsw", "storage": "int8", "size": 32, "candidates searched": 16}
-    assert segment["recall"]["queries"] == 38 and 0.9 <= segment["recall"]["recall@10"] <= 1
+    assert segment["vectors"] == {"kind": "hnsw", "storage": "int8", "size": 32, "candidates searched": 40}
+    assert segment["recall"]["queries"] == 38 and 0.9 <= segment["recall"]["recall@40"] <= 1
     assert built["passages"] == 40 and list(built["segments"].values()) == [segment]
     result = run("index", tiny_bundle, tiny_dataset, "--out", tmp_path / "index", "--vectors", "best")
     assert result.exit_code == 2 and "'best' is not one of 'auto', 'exact', 'ivf', 'hnsw'" in result.stderr
@@ -210,7 +210,7 @@ def test_add_search_where_delete_and_compact_go_together(index: Path, tiny_bundl
     assert run_json("delete", own, "n1") == {"index": str(own), "deleted": 1}
     about = run_json("inspect", own)
     assert (about["passages"], about["deleted until compacted"], len(about["segments"])) == (39, 5, 3)
-    assert about["fields"] == "year" and "recall@10: 1.0" in run("inspect", own).stdout
+    assert about["fields"] == "year" and "recall@40: 1.0" in run("inspect", own).stdout
     assert run("compact", own).stdout == f"{own} is now in one part.\n"
     assert run_json("compact", own) == {"index": str(own), "changed": False}
     assert run_json("inspect", own)["deleted until compacted"] == 0

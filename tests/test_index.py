@@ -70,7 +70,7 @@ def test_its_manifest_tells_data_models_and_sizes(bundle: Bundle, built: Path, t
     on_disk = {str(p.relative_to(built)): p.stat().st_size for p in built.rglob("*") if p.is_file()}
     (segment,) = described["segments"].values()
     assert segment["vectors"] == {"kind": "exact", "storage": "fp16", "size": bundle.retriever.size}
-    assert segment["recall"] == {"recall@10": 1.0, "queries": 38, "sampled from": "questions"}
+    assert segment["recall"] == {"recall@40": 1.0, "queries": 38, "sampled from": "questions"}
     # What SQLite keeps beside its file comes and goes with its readers.
     beside = {"write.lock", "passages.sqlite-wal", "passages.sqlite-shm"}
     assert set(on_disk) - set(described["files"]) - beside == {
@@ -118,7 +118,7 @@ def test_each_structure_finds_what_its_manifest_promises(
     index = Index.build(bundle, tiny_dataset, tmp_path / "index", vectors, storage)
     about = index.segments[0].about
     assert (about["vectors"]["kind"], about["vectors"]["storage"]) == (vectors, storage)
-    assert about["recall"]["recall@10"] >= (1.0 if storage == "fp16" else 0.9)
+    assert about["recall"]["recall@40"] >= (1.0 if storage == "fp16" else 0.9)
     queries = bundle.retriever.encode(bundle.retriever.tokenize(["owls", "why do prices rise"]), "query")
     rows, scores = index.search_vectors(queries, 50)
     assert rows.shape == scores.shape == (2, 50) and rows.dtype == np.int32 and scores.dtype == np.float32

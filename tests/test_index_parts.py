@@ -254,7 +254,7 @@ def test_every_structure_reaches_its_recall_and_keeps_to_what_is_allowed(
     vectors, queries = clusters(6000), clusters(6100)[6000:]
     blocks = [vectors[:2500].astype(np.float16), vectors[2500:].astype(np.float16)]
     index = DenseIndex.of_blocks(blocks, kind, storage)
-    measured = recall.tune(index, blocks, queries)
+    measured = recall.tune(index, blocks, queries, k=10)
     assert kind == "exact" or index.breadth < index.widest
     index.save(tmp_path / "v.faiss")
     loaded = DenseIndex.load(tmp_path / "v.faiss")
@@ -298,7 +298,7 @@ def test_recall_of_passages_leaves_each_out_of_its_own_neighbours() -> None:
         np.argmax(queries @ vectors.T, axis=1)[:, None].astype(np.int32),
         np.zeros((len(queries), 1), dtype=np.float32),
     )
-    assert recall.tune(index, [vectors], None) == recall.Recall(0.0, 200, "passages")
+    assert recall.tune(index, [vectors], None) == recall.Recall(0.0, 50, 200, "passages")
 
 
 def test_recall_is_measured_on_as_little_as_one_passage() -> None:

@@ -10,70 +10,75 @@ import numpy.typing as npt
 
 from tandemqa.index.dense import DenseIndex
 
-K = 10
+# As many as search re-ranks if it is not told otherwise.
+DEPTH = 50
 QUERIES = 200
-# An approximate index looks further until it finds this share of the K best.
+# An approximate index looks further until it finds this share of the best.
 TARGET = 0.95
-NARROWEST = {"ivf": 4, "hnsw": 16}
+NARROWEST = {"ivf": 4, "hnsw": 64}
 
 Vectors = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall@K against exact search over the same vectors before they were stored.
+    """Recall@k against exact search over the same vectors before they were stored.
 
     queries: how many were asked; of: "questions" of the dataset, or "passages", whose own vector is asked for the
-    K nearest others.
+    k nearest others.
     """
 
     value: float
+    k: int
     queries: int
     of: str
 
     def as_json(self) -> dict[str, Any]:
-        return {f"recall@{K}": round(self.value, 4), "queries": self.queries, "sampled from": self.of}
+        return {f"recall@{self.k}": round(self.value, 4), "queries": self.queries, "sampled from": self.of}
 
 
-def tune(index: DenseIndex, blocks: Sequence[Vectors], questions: npt.NDArray[np.float32] | None) -> Recall:
+def tune(
+    index: DenseIndex, blocks: Sequence[Vectors], questions: npt.NDArray[np.float32] | None, k: int = DEPTH
+) -> Recall:
     """Measure the recall of `index`; an approximate one is set to the smallest breadth that reaches the target.
 
-    blocks: the vectors the index was built from, in arrays of shape (n, d). questions: float32 (Q, d), or None.
+    blocks: the vectors the index was built from, in arrays of shape (n, d). questions: float32 (Q, d), or None. k is
+    cut at the number of passages.
     """
-    sample = _Sample.draw(blocks, questions)
+    sample = _Sample.draw(blocks, questions, k)
     if index.kind != "exact":
         index.breadth = min(NARROWEST[index.kind], index.widest)
     value = sample.recall(index)
     while value < TARGET and index.breadth < index.widest:
         index.breadth = min(2 * index.breadth, index.widest)
         value = sample.recall(index)
-    return Recall(value, len(sample.queries), "passages" if questions is None else "questions")
+    return Recall(value, sample.k, len(sample.queries), "passages" if questions is None else "questions")
 
 
 class _Sample:
-    """Queries, float32 (Q, d), the rows of those that are passages (else -1), and the score of the K-th best."""
+    """Queries, float32 (Q, d), the rows of those that are passages (else -1), and the score of the k-th best."""
 
     def __init__(
-        self, blocks: Sequence[Vectors], queries: npt.NDArray[np.float32], own: npt.NDArray[np.int64]
+        self, blocks: Sequence[Vectors], queries: npt.NDArray[np.float32], own: npt.NDArray[np.int64], k: int
     ) -> None:
         self.blocks, self.queries, self.own = blocks, queries, own
         self.starts = np.cumsum([0, *map(len, blocks)])
-        self.k = min(K, int(self.starts[-1]) - int((own >= 0).any()))
+        self.k = min(k, int(self.starts[-1]) - int((own >= 0).any()))
         self.least = self._least()
 
     @classmethod
-    def draw(cls, blocks: Sequence[Vectors], questions: npt.NDArray[np.float32] | None) -> "_Sample":
+    def draw(cls, blocks: Sequence[Vectors], questions: npt.NDArray[np.float32] | None, k: int) -> "_Sample":
         generator = np.random.default_rng(0)
         if questions is not None:
             chosen = generator.permutation(len(questions))[:QUERIES]
-            return cls(blocks, np.ascontiguousarray(questions[chosen]), np.full(len(chosen), -1, dtype=np.int64))
+            return cls(blocks, np.ascontiguousarray(questions[chosen]), np.full(len(chosen), -1, dtype=np.int64), k)
         total = sum(map(len, blocks))
         rows = np.sort(generator.choice(total, size=min(QUERIES, total), replace=False))
         starts = np.cumsum([0, *map(len, blocks)])
-        return cls(blocks, _gather(blocks, starts, rows), rows)
+        return cls(blocks, _gather(blocks, starts, rows), rows, k)
 
     def recall(self, index: DenseIndex) -> float:
-        """The mean share of the K best that `index` finds; one as good as the K-th best counts as one of them."""
+        """The mean share of the k best that `index` finds; one as good as the k-th best counts as one of them."""
         if not self.k:
             return 1.0
         rows, _ = index.search(self.queries, self.k + 1)
@@ -105,6 +110,7 @@ def _gather(
     """The vectors at `rows`, float32 (n, d)."""
     found = np.empty((len(rows), blocks[0].shape[1]), dtype=np.float32)
     numbers = np.searchsorted(starts, rows, side="right") - 1
-    for place, (number, row) in enumerate(zip(numbers, rows, strict=True)):
-        found[place] = blocks[number][row - starts[number]]
+    for number in np.unique(numbers).tolist():
+        here = numbers == number
+        found[here] = blocks[number][rows[here] - starts[number]]
     return found
