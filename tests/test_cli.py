@@ -18,6 +18,7 @@ from tandemqa.cli import _answer_text, app
 from tandemqa.encoders.bundle import Bundle, save_bundle
 from tandemqa.files import read_json
 from tandemqa.index.index import Index
+from tandemqa.index.lock import only_writer
 from tandemqa.search.searcher import Answer, Hit, Searcher
 
 HEAVY = {"torch", "transformers", "numpy", "pydantic", "faiss", "bm25s", "safetensors", "yaml", "rich", "matplotlib"}
@@ -173,6 +174,64 @@ def test_search_takes_a_bundle_that_has_moved(tiny_bundle: Path, tiny_dataset: P
     assert len(run_json("search", tmp_path / "index", "owls", "--bundle", tmp_path / "moved")["hits"]) == 5
 
 
+# An index that changes
+
+
+def test_index_takes_a_structure_and_inspect_tells_its_recall(
+    tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    built = run_json(
+        *("index", tiny_bundle, tiny_dataset, "--out", tmp_path / "index", "--vectors", "hnsw", "--storage", "int8")
+    )
+    (segment,) = run_json("inspect", tmp_path / "index")["segments"].values()
+    assert segment["vectors"] == {"kind": "hnsw", "storage": "int8", "size": 32, "candidates searched": 40}
+    assert segment["recall"]["queries"] == 38 and 0.9 <= segment["recall"]["recall@40"] <= 1
+    assert built["passages"] == 40 and list(built["segments"].values()) == [segment]
+    result = run("index", tiny_bundle, tiny_dataset, "--out", tmp_path / "index", "--vectors", "best")
+    assert result.exit_code == 2 and "'best' is not one of 'auto', 'exact', 'ivf', 'hnsw'" in result.stderr
+
+
+def test_add_search_where_delete_and_compact_go_together(index: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(index, tmp_path / "index"))
+    (tmp_path / "new.jsonl").write_text(
+        '{"_id": "n1", "text": "An owl hunts at night.", "year": 2001}\n'
+        '{"_id": "p1", "text": "Granite is hard.", "metadata": {"year": 1999}}\n'
+    )
+    bundle = ["--bundle", tiny_bundle]
+    assert run_json("add", own, tmp_path / "new.jsonl", *bundle) == {"index": str(own), "passages": 2, "replaced": 1}
+    again = run("add", own, tmp_path / "new.jsonl", *bundle).stdout
+    assert again == "Added 2 passages, 2 of them in the place of others.\n"
+    found = run_json("search", own, "owls", "--where", "year>=1999", "--where", "year<2001", *bundle)
+    assert [hit["id"] for hit in found["hits"]] == ["p1"]
+    assert "No passage has a field 'day'" in fails("search", own, "owls", "--where", "day=1", *bundle)
+    assert "The condition 'year' cannot be read" in fails("search", own, "owls", "--where", "year", *bundle)
+    assert run("search", own, "owls", "--where", "year=3", *bundle).stdout.startswith("No passage")
+    assert run("delete", own, "p2", "nobody").stdout == "Deleted 1 passages; 1 ids were not there.\n"
+    assert run_json("delete", own, "n1") == {"index": str(own), "deleted": 1}
+    about = run_json("inspect", own)
+    assert (about["passages"], about["deleted until compacted"], len(about["segments"])) == (39, 5, 3)
+    assert about["fields"] == "year" and "recall@40: 1.0" in run("inspect", own).stdout
+    assert run("compact", own).stdout == f"{own} is now in one part.\n"
+    assert run_json("compact", own) == {"index": str(own), "changed": False}
+    assert run_json("inspect", own)["deleted until compacted"] == 0
+
+
+def test_a_change_that_cannot_be_made_is_one_line(index: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "twice.jsonl").write_text('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "line 2: field _id repeats 'a'" in fails("add", index, tmp_path / "twice.jsonl")
+    assert "has no rows" in fails("add", index, tmp_path / "empty.jsonl")
+    assert "does not exist" in fails("add", index, tmp_path / "nowhere.jsonl")
+    assert "is not an index" in fails("add", tiny_bundle, tmp_path / "twice.jsonl")
+    assert "is not an index" in fails("delete", tiny_bundle, "p1")
+    assert "is not an index" in fails("compact", tiny_bundle)
+    with only_writer(index, index):
+        assert "Another command is writing to the index" in fails("delete", index, "p1")
+    own = Path(shutil.copytree(index, tmp_path / "index"))
+    run("delete", own, *(f"p{number}" for number in range(40)))
+    assert "is empty: all its passages were deleted" in fails("search", own, "owls", "--bundle", tiny_bundle)
+
+
 # Evaluate, inspect, demo
 
 
@@ -307,9 +366,9 @@ def test_a_full_disk_is_one_line(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tandemqa.index.passages.PassageStore.build", fail)
+    monkeypatch.setattr("tandemqa.index.build.store_passages", fail)
     line = fails("index", tiny_bundle, tiny_dataset, "--out", tmp_path / "out")
-    assert line.startswith(f"Error: The disk is full: {tmp_path / 'out'} was not written")
+    assert line.startswith("Error: The disk is full: ") and "passages.sqlite was not written; free some space" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,21 +4,18 @@ import errno
 import json
 import os
 import shutil
-import sqlite3
-import threading
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tandemqa.data.dataset import Passage, load_dataset
+from tandemqa.data.dataset import load_dataset
 from tandemqa.encoders.bundle import Bundle, save_bundle
 from tandemqa.errors import TandemError
-from tandemqa.index.dense import DenseIndex
-from tandemqa.index.index import Index
-from tandemqa.index.lexical import LexicalIndex
-from tandemqa.index.passages import PassageStore
+from tandemqa.index.index import Index, describe_index
+from tandemqa.index.lock import only_writer
+from tandemqa.index.vectors import passage_index
 
 
 @pytest.fixture(scope="module")
@@ -49,25 +46,37 @@ def other_bundle(bundle: Bundle, folder: Path) -> Bundle:
 def test_row_i_is_passage_i_in_each_part(bundle: Bundle, built: Path, tiny_dataset: Path) -> None:
     index = Index.open(built)
     passages = list(load_dataset(tiny_dataset).passages)
-    assert len(index) == len(index.vectors) == index.words.size == len(index.tokens) == len(passages)
-    assert index.passages.rows(range(len(passages))) == passages
+    (segment,) = index.segments
+    assert len(index) == len(segment) == len(segment.vectors) == len(index.tokens) == len(passages)
+    assert index.passages.rows(range(len(passages))) == passages and list(index.passages.ids()) == [
+        passage.id for passage in passages
+    ]
     for row, expected in enumerate(bundle.reranker.tokenize([passage.full for passage in passages])):
         assert index.tokens[row].tolist() == expected.tolist()
     vectors = bundle.retriever.encode(bundle.retriever.tokenize([p.full for p in passages]), "passage")
     for row, vector in enumerate(vectors):
-        np.testing.assert_allclose(index.vectors.index.reconstruct(row), vector, atol=1e-2)
-    assert index.words.search(["Sicilian Defence"], 1)[0].tolist() == [[7]]
+        np.testing.assert_allclose(segment.vectors.vectors(np.array([row]))[0], vector, atol=1e-2)
+    assert index.search_words(["Sicilian Defence"], 1)[0].tolist() == [[7]]
 
 
 def test_its_manifest_tells_data_models_and_sizes(bundle: Bundle, built: Path, tiny_dataset: Path) -> None:
     about = json.loads((built / "index.json").read_text())
-    assert about["format"] == 1 and about["passages"] == 40
-    assert about["data"]["fingerprint"] == load_dataset(tiny_dataset).fingerprint
+    assert about["format"] == 2 and (about["vectors"], about["storage"]) == ("auto", "auto")
+    assert about["data"]["fingerprint"] == load_dataset(tiny_dataset).passages.fingerprint
     assert about["bundle"]["fingerprint"] == bundle.fingerprint
     assert (built / about["bundle"]["path"]).resolve() == bundle.folder.resolve()
+    described = describe_index(built)
+    assert described["passages"] == 40 and described["generation"] == 0
     on_disk = {str(p.relative_to(built)): p.stat().st_size for p in built.rglob("*") if p.is_file()}
-    del on_disk["index.json"]
-    assert about["files"] == on_disk
+    (segment,) = described["segments"].values()
+    assert segment["vectors"] == {"kind": "exact", "storage": "fp16", "size": bundle.retriever.size}
+    assert segment["recall"] == {"recall@40": 1.0, "queries": 38, "sampled from": "questions"}
+    # What SQLite keeps beside its file comes and goes with its readers.
+    beside = {"write.lock", "passages.sqlite-wal", "passages.sqlite-shm"}
+    assert set(on_disk) - set(described["files"]) - beside == {
+        f"segments/{n}/segment.json" for n in described["segments"]
+    }
+    assert described["files"].items() <= on_disk.items()
 
 
 def test_it_stands_without_the_cache(
@@ -76,21 +85,45 @@ def test_it_stands_without_the_cache(
     monkeypatch.setenv("TANDEMQA_CACHE", str(tmp_path / "cache"))
     index = Index.build(bundle, tiny_dataset, tmp_path / "index")
     expected = [index.tokens[row].tolist() for row in range(40)]
-    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     again = Index.open(tmp_path / "index")
     assert [again.tokens[row].tolist() for row in range(40)] == expected
 
 
-def test_its_tokens_are_copied_where_they_cannot_be_linked(
+def test_a_corpus_alone_is_enough(bundle: Bundle, tiny_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    shutil.copy(tiny_dataset / "corpus.jsonl", tmp_path / "data")
+    index = Index.build(bundle, tmp_path / "data", tmp_path / "index")
+    assert len(index) == 40 and index.segments[0].about["recall"]["sampled from"] == "passages"
+
+
+def test_vectors_that_training_has_encoded_are_not_encoded_again(
     bundle: Bundle, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EXDEV, "another disk")
-
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setenv("TANDEMQA_CACHE", str(tmp_path / "cache"))
+    expected = passage_index(bundle.retriever, load_dataset(tiny_dataset)).vectors(np.arange(40))
+    encoded: list[str] = []
+    encode = bundle.retriever.encode
+    monkeypatch.setattr(bundle.retriever, "encode", lambda t, side, **o: encoded.append(side) or encode(t, side, **o))
     index = Index.build(bundle, tiny_dataset, tmp_path / "index")
-    assert (tmp_path / "index/tokens/ids.bin").stat().st_nlink == 1
-    assert len(index.tokens) == 40
+    assert set(encoded) == {"query"}  # the questions that recall is measured with
+    np.testing.assert_array_equal(index.segments[0].vectors.vectors(np.arange(40)), expected)
+
+
+@pytest.mark.parametrize("vectors", ["exact", "ivf", "hnsw"])
+@pytest.mark.parametrize("storage", ["fp16", "int8"])
+def test_each_structure_finds_what_its_manifest_promises(
+    bundle: Bundle, tiny_dataset: Path, tmp_path: Path, vectors: Any, storage: Any
+) -> None:
+    index = Index.build(bundle, tiny_dataset, tmp_path / "index", vectors, storage)
+    about = index.segments[0].about
+    assert (about["vectors"]["kind"], about["vectors"]["storage"]) == (vectors, storage)
+    assert about["recall"]["recall@40"] >= (1.0 if storage == "fp16" else 0.9)
+    queries = bundle.retriever.encode(bundle.retriever.tokenize(["owls", "why do prices rise"]), "query")
+    rows, scores = index.search_vectors(queries, 50)
+    assert rows.shape == scores.shape == (2, 50) and rows.dtype == np.int32 and scores.dtype == np.float32
+    assert sorted(rows[0, :40].tolist()) == list(range(40)) and (rows[:, 40:] == -1).all()
+    assert np.isneginf(scores[:, 40:]).all() and (np.diff(scores[:, :40]) <= 0).all()
 
 
 # What it replaces
@@ -128,26 +161,30 @@ def test_a_file_is_never_replaced(bundle: Bundle, tiny_dataset: Path, tmp_path: 
 
 
 def test_a_missing_file_is_named(built: Path, tmp_path: Path) -> None:
-    for name in json.loads((built / "index.json").read_text())["files"]:
-        copy = shutil.copytree(built, tmp_path / "index", dirs_exist_ok=True)
+    for name in describe_index(built)["files"]:
+        copy = shutil.copytree(built, tmp_path / name.replace("/", "-"))
         (copy / name).unlink()
-        with pytest.raises(TandemError, match=f"{name} is missing; build it again"):
+        with pytest.raises(TandemError, match=r"(missing|holds no|lacks its segment)") as raised:
             Index.open(copy)
+        assert Path(name).name in str(raised.value)
 
 
 def test_a_truncated_file_is_named(built: Path, tmp_path: Path) -> None:
-    for name, size in json.loads((built / "index.json").read_text())["files"].items():
-        copy = Path(shutil.copytree(built, tmp_path / name.replace("/", "-")))
-        os.truncate(copy / name, size - 1)
-        with pytest.raises(TandemError, match=f"{name} has {size - 1} bytes instead of {size}"):
-            Index.open(copy)
+    for name, size in describe_index(built)["files"].items():
+        if name != "index.json":
+            copy = Path(shutil.copytree(built, tmp_path / name.replace("/", "-")))
+            os.truncate(copy / name, size - 1)
+            with pytest.raises(TandemError, match=rf"{Path(name).name}.* has {size - 1} bytes instead of {size}"):
+                Index.open(copy)
 
 
-@pytest.mark.parametrize("name", ["vectors.faiss", "passages.sqlite"])
+@pytest.mark.parametrize("name", ["vectors.faiss", "rows.npy", "passages.sqlite", "data.csc.index.npy"])
 def test_a_file_of_the_right_size_and_wrong_content_is_named(index_copy: Path, name: str) -> None:
-    (index_copy / name).write_bytes(b"\x07" * (index_copy / name).stat().st_size)
-    with pytest.raises(TandemError, match=f"{name} (is|are) missing or damaged"):
-        Index.open(index_copy)
+    (path,) = index_copy.rglob(name)
+    path.write_bytes(b"\x07" * path.stat().st_size)
+    with pytest.raises(TandemError, match=r"damaged.*; build the index again") as raised:
+        Index.open(index_copy).search_words(["owls"], 1)
+    assert path.name in str(raised.value) or path.parent.name in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +194,8 @@ def test_a_file_of_the_right_size_and_wrong_content_is_named(index_copy: Path, n
         ("[]", "does not describe an index"),
         ("{}", "does not describe an index"),
         (
-            '{"format": 2, "passages": 40, "bundle": {}, "files": {}}',
-            "has format 2, this version .* reads 1",
+            '{"format": 1, "passages": 40, "bundle": {}, "files": {}}',
+            "has format 1, this version .* reads 2",
         ),
     ],
 )
@@ -168,10 +205,9 @@ def test_a_manifest_that_is_not_ours_is_refused(index_copy: Path, content: str, 
         Index.open(index_copy)
 
 
-def test_files_of_two_indexes_do_not_mix(index_copy: Path) -> None:
-    about = json.loads((index_copy / "index.json").read_text())
-    about["passages"] = 41
-    (index_copy / "index.json").write_text(json.dumps(about))
+def test_a_segment_whose_files_disagree_is_refused(index_copy: Path) -> None:
+    (path,) = index_copy.rglob("segment.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"passages": 41}))
     with pytest.raises(TandemError, match="its files disagree"):
         Index.open(index_copy)
 
@@ -231,11 +267,12 @@ def test_index_and_bundle_may_move_together(bundle: Bundle, tiny_dataset: Path, 
 @pytest.mark.parametrize(
     "writer",
     [
+        "tandemqa.index.segment._save",
         "tandemqa.index.dense.DenseIndex.save",
         "tandemqa.index.lexical.LexicalIndex.save",
-        "tandemqa.index.passages.PassageStore.build",
-        "tandemqa.index.index._adopt",
-        "tandemqa.index.index.write_json",
+        "tandemqa.index.build.store_passages",
+        "tandemqa.index.build.write_json",
+        "tandemqa.index.build.put_in_place",
         "tandemqa.files._sync",
     ],
 )
@@ -248,7 +285,7 @@ def test_index_and_bundle_may_move_together(bundle: Bundle, tiny_dataset: Path, 
     ],
     ids=["full disk", "no permission", "interrupt"],
 )
-def test_a_failure_in_any_writer_leaves_nothing_behind(
+def test_after_a_failure_in_any_writer_there_is_no_index_and_the_same_call_completes_it(
     bundle: Bundle,
     tiny_dataset: Path,
     tmp_path: Path,
@@ -265,8 +302,9 @@ def test_a_failure_in_any_writer_leaves_nothing_behind(
         patch.setattr(writer, fail)
         with pytest.raises(raised, match=message):
             Index.build(bundle, tiny_dataset, tmp_path / "index")
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {".index.partial"}
     assert len(Index.build(bundle, tiny_dataset, tmp_path / "index")) == 40
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
 def test_a_failure_leaves_the_index_that_stood_there(
@@ -275,139 +313,93 @@ def test_a_failure_leaves_the_index_that_stood_there(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(PassageStore, "build", fail)
+    monkeypatch.setattr("tandemqa.index.build.store_passages", fail)
     with pytest.raises(TandemError, match="The disk is full"):
         Index.build(bundle, tiny_dataset, index_copy)
     monkeypatch.undo()
-    assert len(Index.open(index_copy)) == 40
+    assert len(Index.open(index_copy)) == 40 and [path.name for path in index_copy.parent.iterdir()] == ["index"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_vectors_on_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = DenseIndex.build(np.ones((1000, 8), dtype=np.float32))
-    monkeypatch.setattr("secrets.token_hex", lambda size: "mark")
-    (tmp_path / ".vectors.faiss.mark.partial").symlink_to("/dev/full")
-    with pytest.raises(TandemError, match=r"The disk is full: .*vectors\.faiss was not written"):
-        index.save(tmp_path / "vectors.faiss")
+def test_an_interrupted_build_encodes_only_what_is_missing(
+    bundle: Bundle, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandemqa.index.segment.SHARD", 8)
+    whole = Index.build(bundle, tiny_dataset, tmp_path / "whole")
+    encode, encoded = bundle.retriever.encode, []
+
+    def interrupted_at_the_third(texts: Any, side: Any, **options: Any) -> Any:
+        if side == "passage":
+            encoded.append(len(texts))
+            if len(encoded) == 3:
+                raise KeyboardInterrupt
+        return encode(texts, side, **options)
+
+    monkeypatch.setattr(bundle.retriever, "encode", interrupted_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        Index.build(bundle, tiny_dataset, tmp_path / "index")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "whole"] == [".index.partial"]
+    again = Index.build(bundle, tiny_dataset, tmp_path / "index")
+    assert encoded == [8] * 6  # of five shards, the third was begun twice
+    np.testing.assert_array_equal(
+        again.segments[0].vectors.vectors(np.arange(40)), whole.segments[0].vectors.vectors(np.arange(40))
+    )
+
+
+def test_what_is_left_of_a_build_of_something_else_is_not_used(
+    bundle: Bundle, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tandemqa.index.segment.TokenStore.of_blocks", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Index.build(bundle, tiny_dataset, tmp_path / "index")
+    shutil.copytree(tiny_dataset, tmp_path / "data")
+    with (tmp_path / "data" / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "more", "text": "one passage more"}\n')
+    index = Index.build(bundle, tmp_path / "data", tmp_path / "index")
+    assert len(index) == 41 and index.passages.row("more") == 40
+
+
+def test_a_broken_model_is_named(
+    bundle: Bundle, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(texts: Any, side: str, **_: Any) -> Any:
+        vectors = np.ones((len(texts), bundle.retriever.size), dtype=np.float32)
+        vectors[3] = np.nan if side == "passage" else 1
+        return vectors
+
+    monkeypatch.setattr(bundle.retriever, "encode", broken)
+    with pytest.raises(TandemError, match="not finite for passage row 3; train it again"):
+        Index.build(bundle, tiny_dataset, tmp_path / "index")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_passages_on_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect = sqlite3.connect
-
-    def connect_to_small_disk(path: Path) -> sqlite3.Connection:
-        connection = connect(path)
-        connection.execute("PRAGMA max_page_count = 8")  # SQLite itself then says "database or disk is full"
-        return connection
-
-    monkeypatch.setattr(sqlite3, "connect", connect_to_small_disk)
-    with pytest.raises(OSError) as raised:
-        PassageStore.build(tmp_path / "p.sqlite", [Passage(str(row), "", "x" * 1000) for row in range(1000)])
-    assert raised.value.errno == errno.ENOSPC
+def test_two_builds_at_once_are_one(bundle: Bundle, tiny_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / ".index.partial").mkdir()
+    with (
+        only_writer(tmp_path / ".index.partial", tmp_path / "index"),
+        pytest.raises(TandemError, match=f"Another command is writing to the index {tmp_path}/index"),
+    ):
+        Index.build(bundle, tiny_dataset, tmp_path / "index")
+    assert (tmp_path / ".index.partial" / "write.lock").exists()  # what the other one does is left alone
 
 
-# The parts
-
-
-AWKWARD = [
-    Passage("a", "", "plain"),
-    Passage("'; DROP TABLE passages; --", "quotes \" and ' both", "two\nlines\tand a tab"),
-    Passage("nul", "a\x00b", "\x00"),
-    Passage("😀", "\u202e right to left", "日本語 𝒳 e\u0301"),
-    Passage(" spaces ", "", "x" * 100_000),
-]
-
-
-@pytest.mark.parametrize("name", ["plain.sqlite", "a?mode=rw#b%20c.sqlite", "päs säge.sqlite"])
-def test_passages_come_back_as_they_went_in(tmp_path: Path, name: str) -> None:
-    assert PassageStore.build(tmp_path / name, iter(AWKWARD)).rows(range(5)) == AWKWARD
-    assert len(PassageStore(tmp_path / name)) == 5
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_passages_keep_the_order_and_the_repeats_of_their_rows(tmp_path: Path) -> None:
-    store = PassageStore.build(tmp_path / "p.sqlite", AWKWARD)
-    assert [p.id for p in store.rows(np.array([3, 0, 3], dtype=np.int32))] == ["😀", "a", "😀"]
-    for row in (-1, 5):
-        with pytest.raises(IndexError, match=f"row {row} of 5"):
-            store.rows([0, row])
-
-
-def test_passages_are_stored_as_they_stream(tmp_path: Path) -> None:
-    alive = 0
-    most = 0
-
-    class Counted(str):
-        def __del__(self) -> None:
-            nonlocal alive
-            alive -= 1
-
-    def stream() -> Iterator[Passage]:
-        nonlocal alive, most
-        for row in range(500):
-            alive += 1
-            most = max(most, alive)
-            yield Passage(str(row), "", Counted("text"))
-
-    assert len(PassageStore.build(tmp_path / "p.sqlite", stream())) == 500
-    assert most <= 3
-
-
-def test_passages_are_read_only_and_shared_by_threads(tmp_path: Path) -> None:
-    store = PassageStore.build(tmp_path / "p.sqlite", AWKWARD)
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
-        store._connection.execute("DELETE FROM passages")
-    wrong: list[object] = []
-
-    def read(row: int) -> None:
-        for _ in range(200):
-            if store.rows([row]) != [AWKWARD[row]]:
-                wrong.append(row)
-
-    threads = [threading.Thread(target=read, args=(row,)) for row in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-
-
-def test_a_passage_store_that_is_missing_is_named_and_not_made(tmp_path: Path) -> None:
-    with pytest.raises(TandemError, match=r"p\.sqlite are missing or damaged"):
-        PassageStore(tmp_path / "p.sqlite")
+def test_a_line_that_is_wrong_is_named_before_anything_is_encoded(
+    bundle: Bundle, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    for line, message in (
+        ('{"_id": "p0", "text": "again"}', "line 41: field _id repeats 'p0'"),
+        ('{"_id": "p9", "metadata": [1], "text": "t"}', "line 41: field metadata is not an object"),
+        ('{"_id": "p99", "year": NaN, "text": "t"}', "line 41: field year is nan"),
+        ('{"_id": "p99", "lang": "\\ud800", "text": "t"}', "line 41: field lang holds half of a surrogate pair"),
+        ('{"_id": "p99", "title": "only"}', "line 41: field text is missing"),
+    ):
+        data = Path(shutil.copytree(tiny_dataset, tmp_path / "data"))
+        with (data / "corpus.jsonl").open("a") as file:
+            file.write(line + "\n")
+        with pytest.raises(TandemError, match=message):
+            Index.build(bundle, data, tmp_path / "index")
+        shutil.rmtree(data)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_dense_search_is_exact_over_half_precision(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    vectors = random.normal(size=(3000, 24)).astype(np.float32)
-    queries = random.normal(size=(1500, 24)).astype(np.float32)
-    DenseIndex.build(vectors).save(tmp_path / "v.faiss")
-    rows, scores = DenseIndex.load(tmp_path / "v.faiss").search(queries, 10)
-    stored = DenseIndex.load(tmp_path / "v.faiss").index.reconstruct_n(0, 3000)
-    np.testing.assert_allclose(stored, vectors, rtol=2**-11, atol=2**-24)  # half a unit in the last place
-    products = queries.astype(np.float64) @ stored.astype(np.float64).T
-    best = -np.sort(-products, axis=1)[:, :10]
-    assert rows.dtype == np.int32 and scores.dtype == np.float32
-    np.testing.assert_allclose(scores, best, atol=1e-4)
-    np.testing.assert_allclose(np.take_along_axis(products, rows.astype(np.int64), axis=1), best, atol=1e-4)
-
-
-def test_dense_search_gives_no_more_than_there_is() -> None:
-    rows, _ = DenseIndex.build(np.eye(4, dtype=np.float32)).search(np.eye(4, dtype=np.float32)[:2], 10)
-    assert rows.shape == (2, 4) and sorted(rows[0].tolist()) == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_vector_that_is_not_finite_is_named(value: float) -> None:
-    vectors = np.ones((5, 4), dtype=np.float32)
-    vectors[3, 1] = value
-    with pytest.raises(TandemError, match="passage row 3"):
-        DenseIndex.build(vectors)
-
-
-def test_words_find_nothing_where_none_is_shared(tmp_path: Path) -> None:
-    LexicalIndex.build(["cats purr", "dogs bark", "the cat sat"]).save(tmp_path / "bm25")
-    rows, scores = LexicalIndex.load(tmp_path / "bm25").search(["a cat", "quantum", ""], 5)
-    assert sorted(rows[0].tolist()) == [-1, 0, 2] and rows[1:].tolist() == [[-1] * 3] * 2
-    assert np.isneginf(scores[1:]).all() and (scores[0][rows[0] >= 0] > 0).all()

@@ -10,7 +10,7 @@ import textwrap
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -67,6 +67,12 @@ DataPath = Annotated[
         metavar="DATA",
         help="A folder in BEIR layout: corpus.jsonl, queries.jsonl and one qrels/SPLIT.tsv for each split.",
     ),
+]
+
+IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder that `tandemqa index` wrote.")]
+MovedBundle = Annotated[
+    Path | None,
+    typer.Option("--bundle", metavar="BUNDLE", help="Where the models are, if they moved since `tandemqa index`."),
 ]
 
 Settings = Annotated[
@@ -332,42 +338,132 @@ def index(
     bundle: BundlePath,
     data: DataPath,
     out: Annotated[Path, typer.Option(metavar="INDEX", help="Folder to write; an index already there is replaced.")],
+    vectors: Annotated[
+        Literal["auto", "exact", "ivf", "hnsw"],
+        typer.Option(
+            metavar="KIND",
+            help="exact compares all vectors, ivf or hnsw fewer; auto is exact up to a million passages, then ivf.",
+        ),
+    ] = "auto",
+    storage: Annotated[
+        Literal["auto", "fp16", "int8"],
+        typer.Option(
+            metavar="KIND",
+            help="Vectors in fp16 or int8; auto is fp16 for exact search, int8 for the others.",
+        ),
+    ] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Make the passages of DATA searchable.
 
-    With the models of BUNDLE. The folder holds vectors, a BM25 index, the texts and their tokens, and is written
-    whole or not at all. It remembers where the bundle lies; search needs both.
+    With the models of BUNDLE. Of DATA only corpus.jsonl is needed; fields beside _id, title and text, or in an object
+    `metadata`, can be searched by with --where. The folder holds vectors, a BM25 index, the texts and their tokens;
+    it appears when it is complete, and an interrupted command goes on where it stopped. It remembers where the
+    bundle lies; search needs both.
 
     \b
-    Example:
+    Examples:
       tandemqa index run data --out my-index
+      tandemqa index run data --out my-index --vectors hnsw --storage int8
     """
-    from tandemqa.index.index import Index
+    from tandemqa.index.build import build
+    from tandemqa.index.index import describe_index
 
     started = time.perf_counter()
-    built = Index.build(bundle, data, out)
+    build(bundle, data, out, vectors, storage)
+    about = describe_index(out)
     if as_json:
-        _print_json({"index": str(out), **built.about})
+        _print_json({"index": str(out), **about})
         return
-    size = sum(built.about["files"].values()) / 1e6
+    size = sum(about["files"].values()) / 1e6
     seconds = time.perf_counter() - started
-    typer.echo(f"Indexed {len(built):,} passages in {seconds:.1f} s, {size:,.1f} MB.")
+    typer.echo(f"Indexed {about['passages']:,} passages in {seconds:.1f} s, {size:,.1f} MB.")
     typer.echo(f'The index is {out}. Next: tandemqa search {out} "your question"')
 
 
 @app.command()
+def add(
+    index: IndexPath,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Passages, a line each, as in corpus.jsonl.")],
+    bundle: MovedBundle = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add passages to an index.
+
+    One whose _id is in the index takes the place of the old one. The file is checked before the first passage is
+    added; searches that begin afterwards see them. After many additions, `compact` makes search fast again.
+
+    \b
+    Example:
+      tandemqa add my-index new.jsonl
+    """
+    from tandemqa.index.update import add_passages
+
+    added = add_passages(index, file, bundle)
+    if as_json:
+        _print_json({"index": str(index), **asdict(added)})
+    else:
+        typer.echo(f"Added {added.passages:,} passages, {added.replaced:,} of them in the place of others.")
+
+
+@app.command()
+def delete(
+    index: IndexPath,
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="The _id of a passage; several may be given.")],
+    as_json: AsJson = False,
+) -> None:
+    """Delete passages from an index.
+
+    Searches that begin afterwards no longer find them; `compact` gives their space back. An id that is not there is
+    passed over.
+
+    \b
+    Example:
+      tandemqa delete my-index p17 p18
+    """
+    from tandemqa.index.update import delete_passages
+
+    count = delete_passages(index, ids)
+    if as_json:
+        _print_json({"index": str(index), "deleted": count})
+    else:
+        missing = len(set(ids)) - count
+        typer.echo(f"Deleted {count:,} passages{f'; {missing:,} ids were not there' if missing else ''}.")
+
+
+@app.command()
+def compact(index: IndexPath, as_json: AsJson = False) -> None:
+    """Tidy an index up after changes.
+
+    Joins what was added into one part and removes what was deleted, without encoding anything again. Searches go on
+    meanwhile.
+
+    \b
+    Example:
+      tandemqa compact my-index
+    """
+    from tandemqa.index.update import compact as run_compaction
+
+    changed = run_compaction(index)
+    if as_json:
+        _print_json({"index": str(index), "changed": changed})
+    else:
+        typer.echo(f"{index} is {'now in' if changed else 'already in'} one part.")
+
+
+@app.command()
 def search(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="The folder that `tandemqa index` wrote.")],
+    index: IndexPath,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
     k: Annotated[int, typer.Option("-k", metavar="N", help="Passages to show.")] = 5,
     depth: Annotated[
         int, typer.Option(metavar="N", help="Candidates of the retriever that the re-ranker reads; at least k.")
     ] = 50,
-    bundle: Annotated[
-        Path | None,
-        typer.Option(metavar="BUNDLE", help="Where the models are, if they have moved since `tandemqa index`."),
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="Only passages with lang=en, year>=2001, ...; repeatable, all hold."),
     ] = None,
+    bundle: MovedBundle = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question from an index.
@@ -378,10 +474,11 @@ def search(
     Examples:
       tandemqa search my-index "how long does the flu last" -k 3
       tandemqa search my-index "how long does the flu last" --json | jq '.hits[0].text'
+      tandemqa search my-index "flu vaccines" --where "year>=2001" --where lang=en
     """
     from tandemqa.search.searcher import Searcher
 
-    answer = Searcher(index, bundle).search(question, k, depth)
+    answer = Searcher(index, bundle).search(question, k, depth, where or ())
     if as_json:
         _print_json(asdict(answer))
     else:
@@ -537,6 +634,8 @@ def _print_json(value: Any) -> None:
 
 def _answer_text(answer: "Answer", width: int) -> str:
     """The hits for a terminal `width` columns wide."""
+    if not answer.hits:
+        return "No passage fulfils the conditions."
     blocks = []
     for hit in answer:
         score = f"{hit.score:8.2f}"

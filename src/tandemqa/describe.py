@@ -21,7 +21,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     if (folder / "corpus.jsonl").exists():
         return {"kind": "dataset", "path": str(folder), **_dataset(folder)}
     if (folder / index.MANIFEST).exists():
-        return {"kind": "index", "path": str(folder), **index.check_index(folder)}
+        return {"kind": "index", "path": str(folder), **index.describe_index(folder)}
     if (folder / bundle.MANIFEST).exists() or (folder / "bundle" / bundle.MANIFEST).exists():
         place, about = bundle.check_bundle(folder)
         return {"kind": "bundle", "path": str(place), **about}

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -39,26 +40,40 @@ def whole_folder(path: Path) -> Iterator[Path]:
     A reader finds the old folder or the new one. Only a process killed between the two renames leaves none at `path`:
     the old one then lies beside it, whole, under a name ending in `.old`.
     """
-    mark = secrets.token_hex(4)
-    partial = path.with_name(f".{path.name}.{mark}.partial")
-    old = path.with_name(f".{path.name}.{mark}.old")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        with explained(path):
+            partial.mkdir(parents=True)
+            yield partial
+            put_in_place(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give the folder `partial` the name `path`, with all that is in it safe on disk; as `whole_folder` does."""
+    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+    for entry in (*partial.rglob("*"), partial):
+        _sync(entry)
+    try:
         if path.exists():
             path.rename(old)
         partial.rename(path)
         _sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise _explained(error, path) from error
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """In this block, a failure of the system while `path` is written is a `TandemError`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise _explained(error, path) from error
 
 
 def remove_partial(folder: Path) -> None:

@@ -55,8 +55,7 @@ class Passages:
         for number, offset, record in read_records(path):
             if record["_id"] in self.row:
                 raise _duplicate(path, number, record)
-            if not _title(path, number, record).strip() and not string_field(path, number, record, "text").strip():
-                raise fault(path, number, "field text is empty and so is title; fill it in or remove the line.")
+            passage_of(path, number, record)
             self.row[record["_id"]] = len(self.row)
             offsets.append(offset)
         self.ids = list(self.row)
@@ -121,12 +120,7 @@ def load_dataset(folder: Path | str) -> Dataset:
     A source in another format that is known gets the advice to convert it.
     """
     folder = Path(folder)
-    formats = recognise(folder)
-    if formats and "beir" not in formats:
-        what = f"{folder} is not in BEIR layout but in the format {' or '.join(formats)}; convert it first"
-        raise TandemError(f"{what}: tandemqa convert {folder} --out DATA")
-    if not folder.is_dir():
-        raise TandemError(f"{folder} is not a folder; give one with corpus.jsonl, queries.jsonl and qrels/*.tsv.")
+    check_layout(folder)
     passages = Passages(folder / "corpus.jsonl")
     queries = read_queries(folder / "queries.jsonl")
     splits = sorted((folder / "qrels").glob("[!.]*.tsv"))
@@ -140,6 +134,24 @@ def load_dataset(folder: Path | str) -> Dataset:
     return Dataset(folder, passages, queries, qrels, hashlib.sha256(digests.encode()).hexdigest()[:16])
 
 
+def check_layout(folder: Path) -> None:
+    """Raise `TandemError` for what is no folder, or in another format that is known."""
+    formats = recognise(folder)
+    if formats and "beir" not in formats:
+        what = f"{folder} is not in BEIR layout but in the format {' or '.join(formats)}; convert it first"
+        raise TandemError(f"{what}: tandemqa convert {folder} --out DATA")
+    if not folder.is_dir():
+        raise TandemError(f"{folder} is not a folder; give one with corpus.jsonl, queries.jsonl and qrels/*.tsv.")
+
+
+def passage_of(path: Path | str, number: int, record: dict[str, Any]) -> Passage:
+    """The passage of a line of `corpus.jsonl`; one without any text is a `TandemError`."""
+    title = "" if record.get("title") is None else string_field(path, number, record, "title")
+    if not title.strip() and not string_field(path, number, record, "text").strip():
+        raise fault(path, number, "field text is empty and so is title; fill it in or remove the line.")
+    return Passage(record["_id"], title, string_field(path, number, record, "text"))
+
+
 def read_queries(path: Path) -> dict[str, str]:
     """Read a `queries.jsonl`: query id -> text, in file order; what is wrong is a `TandemError`."""
     queries: dict[str, str] = {}
@@ -151,10 +163,6 @@ def read_queries(path: Path) -> dict[str, str]:
             raise fault(path, number, "field text is empty; fill it in or remove the line.")
         queries[record["_id"]] = text
     return queries
-
-
-def _title(path: Path, number: int, record: dict[str, Any]) -> str:
-    return "" if record.get("title") is None else string_field(path, number, record, "title")
 
 
 def _duplicate(path: Path, number: int, record: dict[str, Any]) -> TandemError:

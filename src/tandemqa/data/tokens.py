@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from tandemqa.code import code_version
 from tandemqa.data.dataset import Dataset
@@ -19,6 +20,9 @@ from tandemqa.progress import bar
 BATCH = 4096
 # No encoder here reads further, so that one store serves every choice of lengths.
 MAX_TOKENS = 512
+
+TokenBlock = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
+"""Some texts: the token ids of all, one text after the other, and the length of each."""
 
 
 class TokenIds(Protocol):
@@ -61,23 +65,38 @@ class TokenStore:
     @classmethod
     def build(cls, folder: Path, texts: Iterable[str], count: int, tokenizer: Any) -> "TokenStore":
         """Tokenise `count` texts into `folder`, whole or not at all."""
-        with whole_folder(folder) as partial, bar("tokenise", count, "text") as progress:
-            offsets = np.zeros(count + 1, dtype=np.int64)
-            row, remaining = 0, iter(texts)
+        with bar("tokenise", count, "text") as progress:
+            return cls.of_blocks(folder, _followed(token_blocks(texts, tokenizer), progress))
+
+    @classmethod
+    def of_blocks(cls, folder: Path, blocks: Iterable[TokenBlock]) -> "TokenStore":
+        """Write texts that are token ids already into `folder`, whole or not at all."""
+        all_lengths = [np.zeros(1, dtype=np.int64)]
+        with whole_folder(folder) as partial:
             with (partial / "ids.bin").open("wb") as file:
-                while batch := list(islice(remaining, BATCH)):
-                    encoded = tokenizer(batch, add_special_tokens=False, truncation=True, max_length=MAX_TOKENS)[
-                        "input_ids"
-                    ]
-                    file.write(np.fromiter((i for ids in encoded for i in ids), dtype=np.int32).tobytes())
-                    lengths = [len(ids) for ids in encoded]
-                    offsets[row + 1 : row + 1 + len(batch)] = offsets[row] + np.cumsum(lengths)
-                    row += len(batch)
-                    progress.update(len(batch))
+                for ids, lengths in blocks:
+                    file.write(np.asarray(ids, dtype=np.int32).tobytes())
+                    all_lengths.append(lengths)
+            offsets = np.cumsum(np.concatenate(all_lengths), dtype=np.int64)
             with (partial / "offsets.npy").open("wb") as file:
                 np.save(file, offsets)
-            write_json(partial / "tokens.json", {"count": count, "max_tokens": MAX_TOKENS})
+            write_json(partial / "tokens.json", {"count": len(offsets) - 1, "max_tokens": MAX_TOKENS})
         return cls(folder)
+
+
+def token_blocks(texts: Iterable[str], tokenizer: Any) -> Iterator[TokenBlock]:
+    """Tokenise texts, some at a time."""
+    remaining = iter(texts)
+    while batch := list(islice(remaining, BATCH)):
+        encoded = tokenizer(batch, add_special_tokens=False, truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        ids = np.fromiter((i for ids in encoded for i in ids), dtype=np.int32)
+        yield ids, np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+
+
+def _followed(blocks: Iterator[TokenBlock], progress: "tqdm[Any]") -> Iterator[TokenBlock]:
+    for block in blocks:
+        yield block
+        progress.update(len(block[1]))
 
 
 def passage_tokens(dataset: Dataset, tokenizer: Any) -> TokenStore:

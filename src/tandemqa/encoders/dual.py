@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from tandemqa.data.tokens import TokenIds
 from tandemqa.encoders import layout
@@ -132,13 +133,13 @@ class DualEncoder(nn.Module):
         texts: TokenIds,
         tower: Tower,
         token_budget: int = 4096,
-        show: str | None = None,
+        show: "str | tqdm[Any] | None" = None,
         precision: Precision = "auto",
     ) -> npt.NDArray[np.float32]:
         """Vectors of tokenised texts (ids without special tokens), float32 of shape (N, d), in the order given.
 
-        `texts` may be a token store. `show` names a progress bar. `precision` "auto" computes in bfloat16 where
-        the processor does.
+        `texts` may be a token store. `show` names a progress bar, or is one to be moved on.
+        `precision` "auto" computes in bfloat16 where the processor does.
         """
         self.eval()
         device = device_of(self)
@@ -147,13 +148,13 @@ class DualEncoder(nn.Module):
         lengths = np.minimum(lengths + special, self.limit(tower))
         model = for_inference(self.tower(tower), int(lengths.sum()), precision)
         vectors = np.empty((len(texts), self.size), dtype=np.float32)
-        progress = bar(show, len(texts), "text") if show else None
+        progress = bar(show, len(texts), "text") if isinstance(show, str) else show
         with autocast(device, enabled=precision == "auto"):
             for rows in token_budget_batches(lengths, token_budget):
                 batch = self.format.pad([self.frame(texts[int(row)], tower) for row in rows]).to(device)
                 vectors[rows] = self._vectors(model, batch).float().cpu().numpy()
-                if progress:
+                if progress is not None:
                     progress.update(len(rows))
-        if progress:
+        if progress is not None and isinstance(show, str):
             progress.close()
         return vectors

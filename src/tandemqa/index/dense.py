@@ -1,6 +1,9 @@
-"""Exact inner-product search over vectors kept in half precision."""
+"""Inner-product search over vectors kept in half precision or in bytes: exact, or approximate by FAISS."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import faiss
 import numpy as np
@@ -9,56 +12,153 @@ import numpy.typing as npt
 from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
 
+Kind = Literal["exact", "ivf", "hnsw"]
+Storage = Literal["fp16", "int8"]
+
 # Queries per call: the scores of a block and its heap stay in cache, whatever the number of queries.
 BLOCK = 1024
+# Neighbours of a passage in the graph of HNSW (Malkov and Yashunin, 2018, recommend 5 to 48).
+NEIGHBOURS = 32
+# Vectors per list that the centroids of IVF are learnt from, and at least as many for the ranges of int8.
+SAMPLE_PER_LIST, SAMPLE = 64, 65_536
+# Of the vectors, the share from which on looking at all of them is as fast as walking the graph.
+WALK_AT_MOST = 0.1
 
 
 class DenseIndex:
-    """A FAISS flat index of float16 vectors; row i of the index is passage row i."""
+    """A FAISS index of float16 or int8 vectors; row i of the index is vector i of those it was built from.
+
+    index: exact (flat), IVF (lists around centroids; `breadth` of them are looked through) or HNSW (a graph; the
+    best `breadth` passages are walked from). FAISS keeps the breadth in its file.
+    """
 
     def __init__(self, index: faiss.Index) -> None:
         self.index = index
 
     @classmethod
     def build(cls, vectors: npt.NDArray[np.float32]) -> "DenseIndex":
-        """Index vectors, float32 of shape (N, d)."""
-        if not np.isfinite(vectors).all():
-            row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
-            raise TandemError(
-                f"The retriever gave a vector that is not finite for passage row {row}; train it again."
-            )
-        index = faiss.IndexScalarQuantizer(
-            vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-        )
-        index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+        """Index vectors, float32 of shape (N, d), for exact search in half precision."""
+        check_finite(vectors)
+        return cls.of_blocks([vectors])
+
+    @classmethod
+    def of_blocks(
+        cls, blocks: Sequence[npt.NDArray[np.floating]], kind: Kind = "exact", storage: Storage = "fp16"
+    ) -> "DenseIndex":
+        """Index finite vectors that come in blocks of shape (n, d), never holding more than one block as float32."""
+        total, size = sum(map(len, blocks)), blocks[0].shape[1]
+        # Lists of about √N / 4 passages, as FAISS's guidelines have it, but none that too few could teach.
+        lists = max(1, min(int(4 * math.sqrt(total)), total // SAMPLE_PER_LIST))
+        structure = {"exact": "", "ivf": f"IVF{lists},", "hnsw": f"HNSW{NEIGHBOURS},"}[kind]
+        quantizer = {"fp16": "SQfp16", "int8": "SQ8"}[storage]
+        index = faiss.index_factory(size, structure + quantizer, faiss.METRIC_INNER_PRODUCT)
+        if kind == "ivf":
+            # Whole vectors are kept, not their distances from a centroid: they come out as they went in.
+            index.by_residual = False
+            index.cp.min_points_per_centroid = 1
+        if not index.is_trained:
+            step = math.ceil(total / max(SAMPLE, lists * SAMPLE_PER_LIST))
+            index.train(_float32(np.concatenate([block[::step] for block in blocks])))
+        for block in blocks:
+            index.add(_float32(block))
         return cls(index)
 
     def __len__(self) -> int:
         return int(self.index.ntotal)
 
+    @property
+    def kind(self) -> Kind:
+        if isinstance(self.index, faiss.IndexIVF):
+            return "ivf"
+        return "hnsw" if isinstance(self.index, faiss.IndexHNSW) else "exact"
+
+    @property
+    def breadth(self) -> int:
+        """IVF lists looked through, or candidates of HNSW; an exact index looks at all."""
+        if self.kind == "ivf":
+            return int(self.index.nprobe)
+        return int(self.index.hnsw.efSearch) if self.kind == "hnsw" else len(self)
+
+    @breadth.setter
+    def breadth(self, value: int) -> None:
+        if self.kind == "ivf":
+            self.index.nprobe = value
+        elif self.kind == "hnsw":
+            self.index.hnsw.efSearch = value
+
+    @property
+    def widest(self) -> int:
+        """The breadth from which on the search is exact."""
+        return int(self.index.nlist) if self.kind == "ivf" else len(self)
+
     def search(
-        self, queries: npt.NDArray[np.float32], k: int
+        self, queries: npt.NDArray[np.float32], k: int, allowed: npt.NDArray[np.bool_] | None = None
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """The k best rows for each query, best first: rows int32 (Q, k), scores float32 (Q, k).
 
-        k is cut at the size of the index. Never more than a block of queries is compared at once.
+        Only rows that are `allowed`, bool of shape (N,), are found; where they are fewer than k, row -1 and score
+        -inf follow. k is cut at the size of the index. Never more than a block of queries is compared at once.
         """
         k = min(k, len(self))
-        rows = np.empty((len(queries), k), dtype=np.int32)
-        scores = np.empty((len(queries), k), dtype=np.float32)
+        rows = np.full((len(queries), k), -1, dtype=np.int32)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        among = len(self) if allowed is None else int(allowed.sum())
+        if not k or not among:
+            return rows, scores
+        selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        # The fewer rows are allowed, the more must be looked at to meet as many of them.
+        breadth = min(self.widest, max(k if self.kind == "hnsw" else 1, math.ceil(self.breadth * len(self) / among)))
         for start in range(0, len(queries), BLOCK):
             block = slice(start, start + BLOCK)
-            scores[block], rows[block] = self.index.search(np.ascontiguousarray(queries[block]), k)
+            rows[block], scores[block] = self._search(_float32(queries[block]), k, selector, breadth)
+        short = np.flatnonzero((rows >= 0).sum(axis=1) < min(k, among))
+        if len(short) and self.kind != "exact":
+            rows[short], scores[short] = self._search(_float32(queries[short]), k, selector, self.widest)
+        scores[rows < 0] = -np.inf
         return rows, scores
+
+    def _search(
+        self, queries: npt.NDArray[np.float32], k: int, selector: faiss.IDSelector | None, breadth: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        index = self.index
+        if self.kind == "ivf":
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=breadth)
+        elif self.kind == "hnsw" and breadth < WALK_AT_MOST * len(self):
+            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=breadth)
+        else:
+            index = faiss.downcast_index(index.storage) if self.kind == "hnsw" else index
+            parameters = faiss.SearchParameters(sel=selector)
+        scores, rows = index.search(queries, k, params=parameters)
+        return rows, scores
+
+    def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The vectors at `rows` as they are stored, float32 of shape (n, d)."""
+        if self.kind == "ivf" and self.index.direct_map.no():
+            self.index.make_direct_map()
+        found: npt.NDArray[np.float32] = self.index.reconstruct_batch(np.ascontiguousarray(rows, dtype=np.int64))
+        return found
 
     def save(self, path: Path) -> None:
         # Written by Python's own file, so that a full disk is an OSError and not a RuntimeError of faiss.
         with whole_file(path) as partial, partial.open("wb") as file:
-            faiss.write_index(self.index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
+            faiss.write_index(self.index, faiss.PyCallbackIOWriter(file.write))
 
     @classmethod
     def load(cls, path: Path) -> "DenseIndex":
+        """Open an index with its vectors memory-mapped."""
         try:
-            return cls(faiss.read_index(str(path)))
+            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
         except RuntimeError as error:
             raise TandemError(f"The vector index {path} is missing or damaged; build the index again.") from error
+
+
+def check_finite(vectors: npt.NDArray[np.floating], first: int = 0) -> None:
+    """Raise `TandemError` for a vector that is not finite in those, (N, d), of the passage rows from `first` on."""
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        row = first + int(np.argmin(finite))
+        raise TandemError(f"The retriever gave a vector that is not finite for passage row {row}; train it again.")
+
+
+def _float32(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    return np.ascontiguousarray(vectors, dtype=np.float32)

@@ -1,101 +1,204 @@
-"""The index: one folder with all that search needs of the passages."""
+"""The index: one folder with all that search needs of the passages, as it is at one moment.
 
-import datetime
+index.json        which models and corpus it was built from, and how vectors are kept
+passages.sqlite   the passages, and which segments the index consists of: its transactions are the commits
+segments/         see `segment.py`
+write.lock        held by the one writer
+"""
+
 import os
-import shutil
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import tandemqa
-from tandemqa.data.dataset import Dataset, load_dataset
-from tandemqa.data.tokens import TokenStore, passage_tokens
+import numpy as np
+import numpy.typing as npt
+
+from tandemqa.data.dataset import Dataset
 from tandemqa.encoders.bundle import Bundle, check_bundle
 from tandemqa.errors import TandemError
-from tandemqa.files import read_json, whole_folder, write_json
-from tandemqa.index.dense import DenseIndex
-from tandemqa.index.lexical import LexicalIndex
+from tandemqa.files import read_json
+from tandemqa.index.lexical import search_parts
 from tandemqa.index.passages import PassageStore
-from tandemqa.index.vectors import passage_index
-from tandemqa.progress import track
+from tandemqa.index.segment import KindChoice, Segment, StorageChoice
 
-MANIFEST = "index.json"
-VECTORS, WORDS, PASSAGES, TOKENS = "vectors.faiss", "bm25", "passages.sqlite", "tokens"
-FORMAT = 1
+MANIFEST, PASSAGES, SEGMENTS = "index.json", "passages.sqlite", "segments"
+FORMAT = 2
+# A writer may remove a segment between the moment a reader learns of it and the moment it opens it.
+ATTEMPTS = 5
+# Conditions whose rows are remembered, a byte a row.
+MASKS = 8
+
+Mask = npt.NDArray[np.bool_] | None
+"""Which passages of a segment may be found, bool of shape (n,); None for all of them."""
+
+Ranking = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
+"""Rows int32 (Q, k), best first, -1 from where there are no more; scores float32 (Q, k), -inf there."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """The passages of a dataset as vectors, words, texts and the re-ranker's token ids; row i is passage i in all.
+    """Passages as vectors, words, texts and the re-ranker's token ids, each under the same row in all of them.
 
-    `about` is the content of `index.json`: format, passages, data and bundle fingerprints, where the bundle lies
-    (relative to the index), versions, file sizes.
+    It shows one generation, whatever a writer does meanwhile. A passage keeps its row until it is replaced or
+    deleted; rows are not without gaps. `about` is the content of `index.json`: format, data and bundle fingerprints,
+    where the bundle lies (relative to the index), versions, how vectors are kept.
     """
 
     folder: Path
-    vectors: DenseIndex
     passages: PassageStore
-    tokens: TokenStore
+    segments: tuple[Segment, ...]
     about: dict[str, Any]
-
-    @cached_property
-    def words(self) -> LexicalIndex:
-        return LexicalIndex.load(self.folder / WORDS)
+    _masks: dict[tuple[str, ...], list[Mask]] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
-        return len(self.passages)
+        return sum(map(len, self.segments)) - self.passages.deleted
 
     @classmethod
-    def build(cls, bundle: Bundle | str | Path, dataset: Dataset | str | Path, out: str | Path) -> "Index":
-        """Index the passages of `dataset` for `bundle` into the folder `out`, whole or not at all.
+    def build(
+        cls,
+        bundle: Bundle | str | Path,
+        dataset: Dataset | str | Path,
+        out: str | Path,
+        vectors: KindChoice = "auto",
+        storage: StorageChoice = "auto",
+    ) -> "Index":
+        """Index the passages of `dataset` for `bundle` into the folder `out`; see `build.build`."""
+        from tandemqa.index.build import build
 
-        An index that stands at `out` is replaced; a folder with anything else in it is a `TandemError`.
-        """
-        place = _free_place(Path(out))
-        if not isinstance(dataset, Dataset):
-            dataset = load_dataset(dataset)
-        if not isinstance(bundle, Bundle):
-            bundle = Bundle.load(bundle)
-        passages = dataset.passages
-        with whole_folder(place) as partial:
-            passage_index(bundle.retriever, dataset).save(partial / VECTORS)
-            LexicalIndex.build(passage.full for passage in passages).save(partial / WORDS)
-            PassageStore.build(partial / PASSAGES, track(passages, "store", len(passages), "passage"))
-            _adopt(passage_tokens(dataset, bundle.reranker.tokenizer).folder, partial / TOKENS)
-            files = sorted(path for path in partial.rglob("*") if path.is_file())
-            about = {
-                "format": FORMAT,
-                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "passages": len(passages),
-                "data": {"fingerprint": dataset.fingerprint},
-                "bundle": {"path": _path_from(place, bundle.folder), "fingerprint": bundle.fingerprint},
-                "versions": {
-                    "tandemqa": tandemqa.__version__,
-                    "faiss": version("faiss-cpu"),
-                    "bm25s": version("bm25s"),
-                },
-                "files": {path.relative_to(partial).as_posix(): path.stat().st_size for path in files},
-            }
-            write_json(partial / MANIFEST, about)
+        build(bundle, dataset, Path(out), vectors, storage)
         return cls.open(out)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Index":
         """Open an index; a file that is missing, truncated or damaged is a `TandemError` that names it."""
         folder = Path(folder)
-        about = check_index(folder)
-        index = cls(
-            folder,
-            DenseIndex.load(folder / VECTORS),
-            PassageStore(folder / PASSAGES),
-            TokenStore(folder / TOKENS),
-            about,
-        )
-        if {len(index.vectors), len(index.passages), len(index.tokens)} != {about["passages"]}:
-            raise TandemError(f"The index {folder} is damaged: its files disagree on the passages; build it again.")
-        return index
+        about = read_manifest(folder)
+        for attempt in range(ATTEMPTS):
+            passages = PassageStore(folder / PASSAGES)
+            segments: list[Segment] = []
+            try:
+                segments += (Segment(folder / SEGMENTS / name) for name in passages.segments)
+            except TandemError:
+                again = PassageStore(folder / PASSAGES)
+                if again.generation == passages.generation or attempt == ATTEMPTS - 1:
+                    raise
+                continue
+            index = cls(folder, passages, tuple(segments), about)
+            if sum(map(len, segments)) > passages.next_row:
+                raise TandemError(f"The index {folder} is damaged: its files disagree; build it again.")
+            return index
+        raise AssertionError
+
+    def refreshed(self) -> "Index":
+        """The index as it is now: this object if nothing has changed since it was opened, else a new one."""
+        now = PassageStore(self.folder / PASSAGES)
+        now.close()
+        same = (now.generation, now.segments) == (self.passages.generation, self.passages.segments)
+        return self if same else Index.open(self.folder)
+
+    def close(self) -> None:
+        """Let go of the generation, so that a writer may remove what has been replaced since."""
+        self.passages.close()
+        for segment in self.segments:
+            segment.close()
+
+    @property
+    def rows(self) -> npt.NDArray[np.int32]:
+        """The rows of all passages, rising, int32 of shape (n,)."""
+        live = self.passages.live()
+        kept = [segment.rows[live[segment.rows]] for segment in self.segments]
+        return np.concatenate([np.empty(0, dtype=np.int32), *kept])
+
+    # Search
+
+    @cached_property
+    def tokens(self) -> "SegmentTokens":
+        """What the re-ranker reads: `tokens[row]` are int32 token ids without special tokens."""
+        return SegmentTokens(self.segments)
+
+    def search_vectors(self, queries: npt.NDArray[np.float32], k: int, where: Sequence[str] = ()) -> Ranking:
+        """The k passages whose vectors have the largest inner products with each query vector, float32 (Q, d).
+
+        Only passages that fulfil every condition in `where` ("year>=2001", "lang=en"; see `metadata.py`) are found.
+        """
+        rows = np.full((len(queries), k), -1, dtype=np.int32)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        for segment, allowed in zip(self.segments, self._allowed(where), strict=True):
+            places, found = segment.vectors.search(queries, k, allowed)
+            own = np.where(places >= 0, segment.rows[places], np.int32(-1))
+            all_rows, all_scores = np.hstack([rows, own]), np.hstack([scores, found])
+            order = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
+            rows, scores = np.take_along_axis(all_rows, order, axis=1), np.take_along_axis(all_scores, order, axis=1)
+        return rows, scores
+
+    def search_words(self, questions: Sequence[str], k: int, where: Sequence[str] = ()) -> Ranking:
+        """BM25's k best passages for each question, of those that fulfil every condition in `where`.
+
+        A passage that shares no word with the question is not found. Until the index is compacted, deleted passages
+        count in the frequencies of words.
+        """
+        parts = [part for segment in self.segments for part in segment.words]
+        if not parts:
+            return np.full((len(questions), k), -1, np.int32), np.full((len(questions), k), -np.inf, np.float32)
+        masks: list[Mask] = []
+        for segment, allowed in zip(self.segments, self._allowed(where), strict=True):
+            ends = np.cumsum([part.size for part in segment.words])
+            masks += [None] * len(ends) if allowed is None else np.split(allowed, ends[:-1])
+        places, scores = search_parts(parts, questions, k, masks)
+        return np.where(places >= 0, self._rows[places], np.int32(-1)), scores
+
+    @cached_property
+    def _rows(self) -> npt.NDArray[np.int32]:
+        """The rows of all positions in the segments, deleted ones too."""
+        return np.concatenate([segment.rows for segment in self.segments])
+
+    def _allowed(self, where: Sequence[str]) -> list[Mask]:
+        """Which passages of each segment may be found."""
+        if not where and not self.passages.deleted:
+            return [None] * len(self.segments)
+        conditions = tuple(where)
+        if conditions not in self._masks:
+            if len(self._masks) == MASKS:
+                self._masks.clear()
+            allowed = self.passages.live() & self.passages.fulfilling(conditions)
+            self._masks[conditions] = [allowed[segment.rows] for segment in self.segments]
+        return self._masks[conditions]
+
+    # Change
+
+    def add(
+        self, passages: str | Path | Iterable[Mapping[str, Any]], bundle: Bundle | str | Path | None = None
+    ) -> "Index":
+        """Add passages, each in the place of the one with its `_id` if there is one: the index as it is then.
+
+        `passages` is a file in the layout of `corpus.jsonl` or such objects; see `update.add_passages`. This object
+        goes on showing its own generation, as it does with `delete` and `compact`.
+        """
+        from tandemqa.index.update import add_passages
+
+        source = Path(passages) if isinstance(passages, str | Path) else passages
+        add_passages(self.folder, source, bundle)
+        return Index.open(self.folder)
+
+    def delete(self, ids: Iterable[str]) -> "Index":
+        """Delete the passages with these ids; one that is not there is passed over: the index as it is then."""
+        from tandemqa.index.update import delete_passages
+
+        delete_passages(self.folder, ids)
+        return Index.open(self.folder)
+
+    def compact(self) -> "Index":
+        """Make one segment of all, without what was deleted: the index as it is then."""
+        from tandemqa.index.update import compact
+
+        compact(self.folder)
+        return Index.open(self.folder)
+
+    # The models
 
     def load_bundle(self, bundle: Bundle | str | Path | None = None) -> Bundle:
         """The models of this index: `bundle` if given, else the one it was built with, where it was then.
@@ -124,54 +227,63 @@ class Index:
             )
 
 
-def check_index(folder: Path) -> dict[str, Any]:
-    """The content of `index.json`, after a check that every file has the size that it had when it was written."""
+class SegmentTokens:
+    """The token ids of the passages of all segments, by row."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        # Segments are made one after the other and joined all at once, so that their rows never interleave.
+        self._segments = segments
+        self._first = [int(segment.rows[0]) for segment in segments]
+
+    def __len__(self) -> int:
+        """One more than the last row."""
+        return int(self._segments[-1].rows[-1]) + 1 if self._segments else 0
+
+    def __getitem__(self, row: int) -> npt.NDArray[np.int32]:
+        number = bisect_right(self._first, row) - 1
+        if number >= 0:
+            segment = self._segments[number]
+            place = int(np.searchsorted(segment.rows, row))
+            if place < len(segment) and segment.rows[place] == row:
+                return segment.tokens[place]
+        raise IndexError(f"row {row} is no passage of the index")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The content of `index.json`; a folder that is no index of this format is a `TandemError`."""
     if not folder.exists():
         raise TandemError(f"{folder} does not exist; name the folder that `tandemqa index --out` wrote.")
     if not (folder / MANIFEST).exists():
         raise TandemError(f"{folder} is not an index: it holds no {MANIFEST}; name one that `tandemqa index` wrote.")
     about = read_json(folder / MANIFEST)
-    if not isinstance(about, dict) or not {"format", "passages", "bundle", "files"} <= about.keys():
+    if not isinstance(about, dict) or not {"format", "bundle"} <= about.keys():
         raise TandemError(f"{folder / MANIFEST} does not describe an index; build the index again.")
     if about["format"] != FORMAT:
         raise TandemError(
             f"The index {folder} has format {about['format']}, this version of tandemqa reads {FORMAT}; "
             "build the index again."
         )
-    for name, size in about["files"].items():
-        file = folder / name
-        if not file.exists():
-            raise TandemError(f"The index {folder} is incomplete: {name} is missing; build it again.")
-        if file.stat().st_size != size:
-            found = file.stat().st_size
-            raise TandemError(
-                f"The index {folder} is damaged: {name} has {found} bytes instead of {size}; build it again."
-            )
     return about
 
 
-def _free_place(out: Path) -> Path:
-    """`out` without symbolic links, once it is sure that nothing but an index would be replaced."""
-    place = out.resolve()
-    own = {MANIFEST, VECTORS, WORDS, PASSAGES, TOKENS}
-    if place.exists() and not (place.is_dir() and {path.name for path in place.iterdir()} <= own):
-        raise TandemError(f"{out} exists and is not an index; choose another place for --out.")
-    return place
-
-
-def _path_from(folder: Path, target: Path) -> str:
-    """The path of `target` seen from `folder`, so that both can move together; absolute between two drives."""
-    try:
-        return os.path.relpath(target.resolve(), folder)
-    except ValueError:
-        return str(target.resolve())
-
-
-def _adopt(store: Path, folder: Path) -> None:
-    """Give the index a token store of its own that costs no space where the cache is on the same disk."""
-    folder.mkdir()
-    for file in store.iterdir():
-        try:
-            os.link(file, folder / file.name)
-        except OSError:
-            shutil.copyfile(file, folder / file.name)
+def describe_index(folder: Path) -> dict[str, Any]:
+    """What an index holds, ready for JSON, once every file of it has been found whole."""
+    index = Index.open(folder)
+    files = {path.name: path.stat().st_size for path in (folder / MANIFEST, folder / PASSAGES)}
+    segments = {}
+    for segment in index.segments:
+        about = dict(segment.about)
+        place = segment.folder.relative_to(folder).as_posix()
+        files |= {f"{place}/{name}": size for name, size in about.pop("files").items()}
+        segments[segment.folder.name] = about
+    described = {
+        **index.about,
+        "generation": index.passages.generation,
+        "passages": len(index),
+        "deleted until compacted": index.passages.deleted,
+        "fields": ", ".join(index.passages.fields),
+        "segments": segments,
+        "files": files,
+    }
+    index.close()
+    return described

@@ -1,70 +1,266 @@
-"""The passages of an index: id, title and text by row, in one SQLite file."""
+"""The passages of an index in one SQLite database, which is also the book of what the index consists of."""
 
 import errno
+import json
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from tandemqa.data.dataset import Passage
+import numpy as np
+import numpy.typing as npt
+
+from tandemqa.data.dataset import Passage, passage_of
+from tandemqa.data.lines import fault, read_records, string_field
 from tandemqa.errors import TandemError
+from tandemqa.index.metadata import Metadata, field_names, mask_of, metadata_of, searchable
+
+# A passage keeps its row for as long as it is in the index; rows are never given twice. `tombstones` are the rows
+# that segments still hold and `passages` no longer does. What `fields` has of them goes when the index is compacted.
+_TABLES = """
+CREATE TABLE passages (
+    row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT
+);
+CREATE TABLE fields (field TEXT NOT NULL, value NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (field, value, row))
+    WITHOUT ROWID;
+CREATE TABLE tombstones (row INTEGER PRIMARY KEY);
+CREATE TABLE segments (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE state (generation INTEGER NOT NULL, next_row INTEGER NOT NULL);
+INSERT INTO state VALUES (0, 0);
+"""
+# Ids that one statement asks for; SQLite takes 32,766 at most.
+_IDS = 10_000
+
+
+class Record(NamedTuple):
+    """One line of a `corpus.jsonl`."""
+
+    passage: Passage
+    metadata: Metadata
+
+
+def read_passages(path: Path) -> Iterator[tuple[int, Record]]:
+    """Yield (line number, record) of a file in the layout of `corpus.jsonl`; what is wrong is a `TandemError`."""
+    for number, _, record in read_records(path):
+        yield number, record_of(path, number, record)
+
+
+def record_of(path: Path | str, number: int, record: dict[str, Any]) -> Record:
+    """The passage of line `number` of `path`, or of what else has numbered lines."""
+    if not string_field(path, number, record, "_id").strip():
+        raise fault(path, number, "field _id is empty; give every line an _id of its own.")
+    return Record(passage_of(path, number, record), metadata_of(path, number, record))
 
 
 class PassageStore:
-    """Passages read from disk by row. A store is written once, then only read, from any number of threads."""
+    """One generation of the passages, read by row, from any number of threads.
+
+    A read transaction is held open for as long as the store is: what a writer does meanwhile is not seen.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Open a store; a file that is missing or no store is a `TandemError`."""
+        """Open a store; a file that is missing, cut short or no store is a `TandemError`."""
         self.path = path
         try:
-            # "immutable" spares locks and works on a read-only disk; the file is never written again.
-            self._connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-            )
-            (self._size,) = self._connection.execute("SELECT coalesce(max(row) + 1, 0) FROM passages").fetchone()
-        except sqlite3.Error as error:
+            self._database = _snapshot(path)
+            (self.generation, self.next_row) = self._database.execute("SELECT * FROM state").fetchone()
+            (self._dead,) = self._database.execute("SELECT count(*) FROM tombstones").fetchone()
+            segments = self._database.execute("SELECT name FROM segments ORDER BY number").fetchall()
+            self.segments = [str(name) for (name,) in segments]
+        except (sqlite3.Error, TypeError) as error:
             raise self._damaged(error) from error
 
-    @classmethod
-    def build(cls, path: Path, passages: Iterable[Passage]) -> "PassageStore":
-        """Write `passages` to the new file `path`, row 0 first; never more than one is held in memory.
-
-        The caller makes it whole or nothing: without a journal, a file cut short is of no use.
-        """
-        try:
-            with closing(sqlite3.connect(path)) as connection, connection:
-                connection.execute("PRAGMA journal_mode = OFF")
-                connection.execute("PRAGMA synchronous = OFF")
-                connection.execute(
-                    "CREATE TABLE passages (row INTEGER PRIMARY KEY, id TEXT NOT NULL, title TEXT NOT NULL, "
-                    "text TEXT NOT NULL)"
-                )
-                connection.executemany(
-                    "INSERT INTO passages VALUES (?, ?, ?, ?)",
-                    ((row, *passage) for row, passage in enumerate(passages)),
-                )
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-            raise
-        return cls(path)
-
-    def __len__(self) -> int:
-        return int(self._size)
+    @property
+    def deleted(self) -> int:
+        """Rows that segments hold and that are no longer passages."""
+        return int(self._dead)
 
     def rows(self, rows: Sequence[int]) -> list[Passage]:
-        """The passages at `rows`, in that order; a row outside the store is an `IndexError`."""
-        return [self._row(int(row)) for row in rows]
+        """The passages at `rows`, in that order; a row that is none is an `IndexError`."""
+        return [Passage(*self._row(int(row))[:3]) for row in rows]
 
-    def _row(self, row: int) -> Passage:
+    def metadata(self, rows: Sequence[int]) -> list[Metadata]:
+        """What the passages at `rows` carry besides title and text."""
+        return [json.loads(self._row(int(row))[3] or "{}") for row in rows]
+
+    def texts(self, rows: Sequence[int]) -> list[str]:
+        """What the models read of the passages at `rows`."""
+        return [passage.full for passage in self.rows(rows)]
+
+    def row(self, passage_id: str) -> int | None:
+        """The row of a passage, None if it is not there."""
+        found = self._database.execute("SELECT row FROM passages WHERE id = ?", (passage_id,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def ids(self) -> Iterator[str]:
+        """The ids of all passages, in the order of their rows."""
+        return (str(name) for (name,) in self._database.execute("SELECT id FROM passages ORDER BY row"))
+
+    def live(self) -> npt.NDArray[np.bool_]:
+        """Which rows have no tombstone, bool of shape (next_row,)."""
+        live = np.ones(self.next_row, dtype=np.bool_)
+        for (row,) in self._database.execute("SELECT row FROM tombstones"):
+            live[row] = False
+        return live
+
+    def fulfilling(self, conditions: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Which rows fulfil all conditions such as "year>=2001", bool of shape (next_row,)."""
+        return mask_of(conditions, self._database, self.next_row)
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields that conditions may name."""
+        return field_names(self._database)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _row(self, row: int) -> tuple[str, str, str, str | None]:
+        query = "SELECT id, title, text, metadata FROM passages WHERE row = ?"
         try:
-            values = self._connection.execute("SELECT id, title, text FROM passages WHERE row = ?", (row,)).fetchone()
+            values: tuple[str, str, str, str | None] | None = self._database.execute(query, (row,)).fetchone()
         except sqlite3.Error as error:
             raise self._damaged(error) from error
         if values is None:
-            raise IndexError(f"row {row} of {len(self)} passages")
-        return Passage(*values)
+            raise IndexError(f"row {row} is no passage of {self.path}")
+        return values
 
-    def _damaged(self, error: sqlite3.Error) -> TandemError:
+    def _damaged(self, error: Exception) -> TandemError:
         return TandemError(f"The passages {self.path} are missing or damaged ({error}); build the index again.")
+
+
+def _snapshot(path: Path) -> sqlite3.Connection:
+    """A connection inside a read transaction."""
+    uri = path.absolute().as_uri()
+    options: dict[str, Any] = {"uri": True, "check_same_thread": False, "isolation_level": None}
+    log = path.with_name(f"{path.name}-wal")
+    try:
+        database: sqlite3.Connection = sqlite3.connect(f"{uri}?mode=ro", **options)
+        database.execute("BEGIN")
+        database.execute("SELECT * FROM state")
+    except sqlite3.OperationalError:
+        # SQLite keeps books of its readers beside the file. Where it may not, nobody writes either.
+        if not path.exists() or (log.exists() and log.stat().st_size):
+            raise
+        database = sqlite3.connect(f"{uri}?mode=ro&immutable=1", **options)
+        database.execute("BEGIN")
+    if not log.exists() or not log.stat().st_size:
+        (pages,), (page_size,) = (
+            database.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size")
+        )
+        if path.stat().st_size < pages * page_size:
+            raise sqlite3.DatabaseError(f"it has {path.stat().st_size} bytes instead of {pages * page_size}")
+    return database
+
+
+# Writing
+
+
+def store_passages(
+    path: Path, records: Iterable[tuple[int, Record]], source: Path | str, segments: Sequence[str] = ()
+) -> None:
+    """Write records, each with its line number in `source`, and names of segments to the new database `path`.
+
+    The first record gets row 0. Never more than one is held in memory. An id that comes twice is a `TandemError`. The
+    caller makes the file whole or nothing: without a journal, one cut short is of no use.
+    """
+    row = -1
+    with _explained(path), closing(sqlite3.connect(path, isolation_level=None)) as database:
+        for setting in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536"):
+            database.execute(f"PRAGMA {setting}")
+        database.executescript(_TABLES)
+        database.execute("BEGIN")
+        for row, (number, record) in enumerate(records):
+            try:
+                _insert(database, row, record)
+            except sqlite3.IntegrityError as error:
+                raise repeated(source, number, record) from error
+        for segment in segments:
+            register(database, segment)
+        database.execute("UPDATE state SET next_row = ?", (row + 1,))
+        database.execute("COMMIT")
+        database.execute("PRAGMA journal_mode = WAL")
+
+
+def repeated(source: Path | str, number: int, record: Record) -> TandemError:
+    what = f"field _id repeats {record.passage.id!r} of an earlier line; give each line its own."
+    return fault(source, number, what)
+
+
+@contextmanager
+def transaction(path: Path) -> Iterator[sqlite3.Connection]:
+    """The database in a transaction of one writer: committed, as the next generation, when the block ends well."""
+    with _explained(path), closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            yield database
+            database.execute("UPDATE state SET generation = generation + 1")
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+
+
+def put(database: sqlite3.Connection, records: Sequence[Record]) -> int:
+    """Insert records under new rows, each in the place of the passage with its id: how many of these there were."""
+    replaced = remove(database, [record.passage.id for record in records])
+    (first,) = database.execute("SELECT next_row FROM state").fetchone()
+    for row, record in enumerate(records, start=first):
+        _insert(database, row, record)
+    database.execute("UPDATE state SET next_row = next_row + ?", (len(records),))
+    return replaced
+
+
+def remove(database: sqlite3.Connection, ids: Sequence[str]) -> int:
+    """Delete the passages with these ids: how many there were."""
+    count = 0
+    for start in range(0, len(ids), _IDS):
+        some = ids[start : start + _IDS]
+        among = f"id IN ({', '.join('?' * len(some))})"
+        database.execute(f"INSERT INTO tombstones SELECT row FROM passages WHERE {among}", some)
+        count += database.execute(f"DELETE FROM passages WHERE {among}", some).rowcount
+    return count
+
+
+def clear_segments(database: sqlite3.Connection) -> None:
+    """Drop all segments, and what is still known of deleted rows; the caller registers what takes their place."""
+    database.execute("DELETE FROM segments")
+    database.execute("DELETE FROM fields WHERE row IN (SELECT row FROM tombstones)")
+    database.execute("DELETE FROM tombstones")
+
+
+def register(database: sqlite3.Connection, segment: str) -> None:
+    """Make a segment part of the index."""
+    database.execute("INSERT INTO segments (name) VALUES (?)", (segment,))
+
+
+def _insert(database: sqlite3.Connection, row: int, record: Record) -> None:
+    metadata = json.dumps(record.metadata) if record.metadata else None
+    database.execute("INSERT INTO passages VALUES (?, ?, ?, ?, ?)", (row, *record.passage, metadata))
+    if metadata is not None:
+        pairs = ((field, value, row) for field, value in searchable(record.metadata))
+        database.executemany("INSERT OR IGNORE INTO fields VALUES (?, ?, ?)", pairs)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Failures of the system, which SQLite tells in its own way, as the `OSError` or `TandemError` they are."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        number = {
+            sqlite3.SQLITE_FULL: errno.ENOSPC,
+            sqlite3.SQLITE_READONLY: errno.EROFS,
+            sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+        }.get(error.sqlite_errorcode & 0xFF)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.IntegrityError):
+            raise
+        raise TandemError(f"The passages {path} are damaged ({error}); build the index again.") from error

@@ -1,41 +1,72 @@
 """A dataset's passages as one retriever sees them: encoded once, found in the cache ever after."""
 
-import contextlib
 import hashlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from tandemqa.code import code_version
 from tandemqa.data.dataset import Dataset
 from tandemqa.data.tokens import passage_tokens, tokenizer_fingerprint
 from tandemqa.encoders.backbone import device_of, has_bfloat16
 from tandemqa.encoders.dual import DualEncoder
-from tandemqa.errors import TandemError
-from tandemqa.files import cache_folder
-from tandemqa.index.dense import DenseIndex
+from tandemqa.files import cache_folder, whole_file
+from tandemqa.index.dense import DenseIndex, check_finite
+from tandemqa.index.segment import SHARD
+from tandemqa.progress import bar
 
 
-def passage_index(retriever: DualEncoder, dataset: Dataset) -> DenseIndex:
-    """The dense index of all passages of `dataset`, row i being passage row i.
+class VectorCache:
+    """Vectors of a corpus, float16, in files of `SHARD` passages; interrupted encoding loses one file at most.
 
     The cache is keyed by the retriever's weights, settings and code and by the content of the corpus, so that
     candidates, evaluation and index never encode the same passages twice.
     """
-    config = retriever.config
-    settings = (
-        config.pooling,
-        config.similarity,
-        config.passage_length,
-        tokenizer_fingerprint(retriever.tokenizer),
-        has_bfloat16(device_of(retriever)),
-        code_version("data/dataset.py", "data/tokens.py", "encoders", "index/dense.py", "index/vectors.py"),
-    )
-    key = hashlib.sha256(f"{retriever.fingerprint()} {settings} {dataset.passages.fingerprint}".encode()).hexdigest()[
-        :16
-    ]
-    path = cache_folder() / "vectors" / f"{key}.faiss"
-    if path.exists():
-        with contextlib.suppress(TandemError):  # a damaged file of the cache is made again
-            return DenseIndex.load(path)
-    tokens = passage_tokens(dataset, retriever.tokenizer)
-    index = DenseIndex.build(retriever.encode(tokens, "passage", show="encode passages"))
-    index.save(path)
-    return index
+
+    def __init__(self, retriever: DualEncoder, corpus_fingerprint: str) -> None:
+        config = retriever.config
+        settings = (
+            config.pooling,
+            config.similarity,
+            config.passage_length,
+            tokenizer_fingerprint(retriever.tokenizer),
+            has_bfloat16(device_of(retriever)),
+            code_version("data/dataset.py", "data/tokens.py", "encoders", "index/vectors.py"),
+        )
+        text = f"{retriever.fingerprint()} {settings} {corpus_fingerprint}"
+        self.folder = cache_folder() / "vectors" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def load(self, start: int, stop: int) -> npt.NDArray[np.float16] | None:
+        """The vectors of rows `start`, a multiple of `SHARD`, to `stop`; None if no file is there that holds them."""
+        try:
+            vectors: npt.NDArray[np.float16] = np.load(self._path(start), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):
+            return None
+        return vectors if len(vectors) == stop - start else None
+
+    def save(self, start: int, vectors: npt.NDArray[np.float16]) -> None:
+        with whole_file(self._path(start)) as partial, partial.open("wb") as file:
+            np.save(file, vectors)
+
+    def _path(self, start: int) -> Path:
+        return self.folder / f"{start:09}.npy"
+
+
+def passage_index(retriever: DualEncoder, dataset: Dataset) -> DenseIndex:
+    """The exact index of all passages of `dataset`, row i being passage row i."""
+    cached = VectorCache(retriever, dataset.passages.fingerprint)
+    count = len(dataset.passages)
+    shards = [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
+    found = {rows: cached.load(rows.start, rows.stop) for rows in shards}
+    if any(vectors is None for vectors in found.values()):
+        tokens = passage_tokens(dataset, retriever.tokenizer)
+        with bar("encode passages", count, "passage") as progress:
+            for rows in shards:
+                if found[rows] is None:
+                    vectors = retriever.encode([tokens[row] for row in rows], "passage", show=progress)
+                    check_finite(vectors, rows.start)
+                    found[rows] = half = vectors.astype(np.float16)
+                    cached.save(rows.start, half)
+                progress.update(rows.stop - progress.n)
+    return DenseIndex.of_blocks([vectors for vectors in found.values() if vectors is not None])

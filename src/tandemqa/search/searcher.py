@@ -10,7 +10,7 @@ from tandemqa.data.runs import Run
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
 from tandemqa.index.index import Index
-from tandemqa.search.rank import rerank, retrieve
+from tandemqa.search.rank import rerank
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,16 @@ class Searcher:
         self.index = index if isinstance(index, Index) else Index.open(index)
         self.bundle = self.index.load_bundle(bundle)
 
-    def search(self, question: str, k: int = 5, depth: int = 50) -> Answer:
-        """The `k` passages that answer `question` best, of the retriever's top `depth`."""
-        return self.search_many([question], k, depth)[0]
+    def search(self, question: str, k: int = 5, depth: int = 50, where: Sequence[str] = ()) -> Answer:
+        """The `k` passages that answer `question` best, of the retriever's top `depth`.
 
-    def search_many(self, questions: Sequence[str], k: int = 5, depth: int = 50) -> list[Answer]:
+        Only passages that fulfil all conditions in `where`, such as "year>=2001", are searched.
+        """
+        return self.search_many([question], k, depth, where)[0]
+
+    def search_many(
+        self, questions: Sequence[str], k: int = 5, depth: int = 50, where: Sequence[str] = ()
+    ) -> list[Answer]:
         """Search for many questions at once, which is faster than one by one.
 
         At least `k` candidates are re-ranked, whatever `depth`; both are cut at the size of the index. A question
@@ -77,13 +82,15 @@ class Searcher:
             raise TandemError(f"depth is {depth}; at least 1 candidate must be re-ranked.")
         for question in questions:
             _check(question)
+        if not len(self.index):
+            raise TandemError(f"The index {self.index.folder} is empty: all its passages were deleted; add some.")
         if not questions:
             return []
         started = time.perf_counter()
         retriever, reranker = self.bundle.retriever, self.bundle.reranker
-        candidates = retrieve(
-            retriever, self.index.vectors, list(questions), retriever.tokenize(questions), max(k, depth)
-        )
+        vectors = retriever.encode(retriever.tokenize(questions), "query")
+        count = min(max(k, depth), len(self.index))
+        candidates = Run(list(questions), *self.index.search_vectors(vectors, count, where))
         retrieved = time.perf_counter()
         best = rerank(reranker, candidates, reranker.tokenize(questions), self.index.tokens, self.bundle.blend).cut(k)
         reranked = time.perf_counter()
@@ -98,7 +105,7 @@ class Searcher:
 
     def _hits(self, candidates: Run, best: Run, number: int) -> tuple[Hit, ...]:
         """The re-ranked passages of one question, with what the retriever made of each."""
-        rows = best.rows[number].tolist()
+        rows = [row for row in best.rows[number].tolist() if row >= 0]
         place = {row: i for i, row in enumerate(candidates.rows[number].tolist())}
         return tuple(
             Hit(

@@ -1,0 +1,233 @@
+"""A writer of an index killed with SIGKILL at random moments, again and again; nothing committed may be lost.
+
+    python benchmarks/kill_index.py [--kills 75] [--seed 0]
+
+Models of two narrow layers with random weights, so that a change takes a tenth of a second. Two suites:
+
+- builds: `Index.build` of 600 passages in shards of 64, killed until it has come to its end between two kills; the
+  index must then equal one of a build left alone, vector for vector, token for token and in the rankings of BM25.
+- changes: a process adds, replaces, deletes and compacts at random and writes down what it has committed; after each
+  kill the index must open, and hold just what the committed changes make of it, with the one change under way or
+  without it: ids, texts, tokens, vectors (each passage found by its own) and conditions on metadata.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from tandemqa.encoders.backbone import BASE_MODEL, resolve_model
+from tandemqa.encoders.bundle import Bundle, save_bundle
+from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
+from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
+from tandemqa.index import segment
+from tandemqa.index.index import Index
+from tandemqa.index.update import add_passages, compact, delete_passages
+
+WORDS = [f"word{number}" for number in range(500)]
+FORK = multiprocessing.get_context("fork")
+State = dict[str, tuple[str, int]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=75, help="in all; a third of them falls on builds")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    options = parser.parse_args()
+    generator = np.random.default_rng(options.seed)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    segment.SHARD, segment.PART = 64, 100
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        os.environ["TANDEMQA_CACHE"] = str(work / "cache")
+        bundle, data = write_bundle(work), write_corpus(work / "data", 600)
+        builds = kill_builds(bundle, data, work, options.kills // 3, generator)
+        changes = kill_changes(bundle, work, options.kills - builds, generator)
+    print(f"{builds + changes} kills, nothing lost, no index half written")
+
+
+def kill_builds(bundle: Bundle, data: Path, work: Path, kills: int, generator: np.random.Generator) -> int:
+    """Build until `kills` kills have fallen on builds: how many it became."""
+    started = time.monotonic()
+    alone = Index.build(bundle, data, work / "alone")
+    seconds = time.monotonic() - started
+    found: Counter[str] = Counter()
+    builds = 0
+    while found.total() < kills:
+        builds += 1
+        out = work / f"killed-{builds}"
+        while kill(
+            lambda out=out: Index.build(bundle, data, out),
+            generator.uniform(0.05, seconds / 3) if found.total() < kills else None,
+        ):
+            if out.exists():
+                raise SystemExit("An index appeared although its build was killed.")
+            found[under_way(work / f".killed-{builds}.partial")] += 1
+        compare(Index.open(out), alone, bundle)
+        print(f"build {builds}: the same index after {found.total()} kills in all", flush=True)
+    print(f"builds: {found.total()} kills over {builds} builds of {seconds:.1f} s; when killed: {dict(found)}")
+    return found.total()
+
+
+def kill_changes(bundle: Bundle, work: Path, kills: int, generator: np.random.Generator) -> int:
+    folder = work / "alone"
+    state: State = {
+        passage.id: (passage.full, row) for row, passage in zip(*content(Index.open(folder)), strict=True)
+    }
+    found: Counter[str] = Counter()
+    commits = 0
+    for number in range(kills):
+        log = work / f"{number}.log"
+        log.touch()
+        moment = generator.uniform(0.1, 1.5)
+        if not kill(lambda n=number, log=log: change_for_ever(bundle, folder, log, n), moment):
+            raise SystemExit("The writer ended by itself; see its messages above.")
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        commits += sum(line["what"] == "end" for line in lines)
+        states, doing = replay(lines, state)
+        found[doing] += 1
+        index = Index.open(folder)
+        rows, passages = content(index)
+        held = {passage.id: passage.full for passage in passages}
+        fitting = [one for one in states if {name: text for name, (text, _) in one.items()} == held]
+        if not fitting:
+            raise SystemExit(f"After kill {number + 1}, while it was at {doing}, the index holds something else.")
+        state = fitting[0]
+        check(index, rows, [passage.full for passage in passages], bundle)
+        index.close()
+    print(f"changes: {kills} kills, {commits} changes committed between them; when killed: {dict(found)}")
+    return kills
+
+
+def kill(target: Callable[[], Any], after: float | None) -> bool:
+    """Run `target` in a process of its own and kill it `after` seconds from now, unless it has ended by then."""
+    child = FORK.Process(target=target)
+    child.start()
+    child.join(after)
+    if child.exitcode is None:
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        return True
+    if child.exitcode:
+        raise SystemExit("The process failed; see its messages above.")
+    return False
+
+
+def change_for_ever(bundle: Bundle, folder: Path, path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    with path.open("a", buffering=1) as log:
+        for step in range(10**6):
+            ids = [f"k{name}" for name in random.choice(60, size=5, replace=False)]
+            what = str(random.choice(["add", "add", "add", "delete", "compact"]))
+            text = f"version {seed} {step} {' '.join(random.choice(WORDS, size=8))}"
+            log.write(json.dumps({"what": what, "ids": ids, "text": text, "year": step}) + "\n")
+            if what == "add":
+                add_passages(folder, [{"_id": name, "text": text, "year": step} for name in ids], bundle)
+            elif what == "delete":
+                delete_passages(folder, ids)
+            else:
+                compact(folder)
+            log.write('{"what": "end"}\n')
+
+
+def replay(lines: list[dict[str, Any]], state: State) -> tuple[list[State], str]:
+    """What the index may hold, and what was under way."""
+    states, doing = [state], "nothing"
+    for line in lines:
+        doing = line["what"]
+        if doing == "end":
+            states, doing = states[-1:], "nothing"
+            continue
+        changed = dict(states[-1])
+        for name in line["ids"] if doing != "compact" else []:
+            changed.pop(name, None)
+            if doing == "add":
+                changed[name] = (line["text"], line["year"])
+        states.append(changed)
+    return states, doing
+
+
+def content(index: Index) -> tuple[list[int], list[Any]]:
+    rows = index.rows.tolist()
+    return rows, index.passages.rows(rows)
+
+
+def check(index: Index, rows: list[int], texts: list[str], bundle: Bundle) -> None:
+    """Vectors, tokens and metadata of the passages that the last changes brought are those of their texts."""
+    if len(index) != len(rows):
+        raise SystemExit("The index counts other passages than it holds.")
+    last = slice(-70, None)
+    vectors = bundle.retriever.encode(bundle.retriever.tokenize(texts[last]), "passage", precision="fp32")
+    kept = dict(zip(rows, index.passages.metadata(rows), strict=True))
+    for row, text, vector in zip(rows[last], texts[last], vectors, strict=True):
+        _, scores = index.search_vectors(vector[None], 1)
+        if scores[0, 0] < 0.99:
+            raise SystemExit(f"The vector of row {row} is not found.")
+        if index.tokens[row].tolist() != bundle.reranker.tokenize([text])[0].tolist():
+            raise SystemExit(f"The tokens of row {row} are those of another passage.")
+        if "year" in kept[row]:
+            found, _ = index.search_vectors(vector[None], len(rows), [f"year={kept[row]['year']}"])
+            if row not in found[0]:
+                raise SystemExit(f"Row {row} is not found by its year.")
+
+
+def compare(index: Index, alone: Index, bundle: Bundle) -> None:
+    everything = np.arange(len(alone))
+    same = (
+        len(index) == len(alone)
+        and index.passages.rows(everything.tolist()) == alone.passages.rows(everything.tolist())
+        and all(np.array_equal(index.tokens[row], alone.tokens[row]) for row in everything.tolist())
+        and np.array_equal(
+            index.segments[0].vectors.vectors(everything), alone.segments[0].vectors.vectors(everything)
+        )
+    )
+    queries = [f"{first} {second}" for first, second in zip(WORDS[:50], WORDS[50:100], strict=True)]
+    same = same and all(map(np.array_equal, index.search_words(queries, 20), alone.search_words(queries, 20)))
+    if not same:
+        raise SystemExit(f"{index.folder} differs from the index of a build left alone.")
+
+
+def under_way(partial: Path) -> str:
+    if not list(partial.glob("segments/*/shards/*")):
+        return "reading"
+    if list(partial.glob("segments/*/tokens")):
+        return "joining"
+    return "words" if list(partial.glob("segments/*/bm25/*")) else "encoding"
+
+
+def write_corpus(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    with (folder / "corpus.jsonl").open("w") as file:
+        for number in range(count):
+            text = " ".join(random.choice(WORDS, size=random.integers(5, 30)))
+            file.write(json.dumps({"_id": f"p{number}", "title": f"number {number}", "text": text}) + "\n")
+    return folder
+
+
+def write_bundle(work: Path) -> Bundle:
+    """Two encoders with the base model's vocabulary and random weights."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(BASE_MODEL))
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **shape)).save_pretrained(work / "model")
+    tokenizer.save_pretrained(work / "model")
+    name = str(work / "model")
+    retriever, reranker = RetrieverConfig(model=name), RerankerConfig(model=name)
+    save_bundle(work / "bundle", DualEncoder.load(retriever), CrossEncoder.load(reranker), {})
+    return Bundle.load(work / "bundle")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Building an index from a corpus, so that a build that was killed goes on where it stopped."""
+
+import contextlib
+import datetime
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import tandemqa
+from tandemqa.code import code_version
+from tandemqa.data.dataset import Dataset, check_layout, read_queries
+from tandemqa.data.lines import opened, read_records
+from tandemqa.encoders.bundle import Bundle
+from tandemqa.encoders.dual import DualEncoder
+from tandemqa.errors import TandemError
+from tandemqa.files import explained, fingerprint, put_in_place, read_json, remove_partial, whole_file, write_json
+from tandemqa.index.index import FORMAT, MANIFEST, PASSAGES, SEGMENTS
+from tandemqa.index.lock import LOCK, only_writer
+from tandemqa.index.passages import PassageStore, Record, record_of, store_passages
+from tandemqa.index.recall import QUERIES
+from tandemqa.index.segment import KindChoice, StorageChoice, write_segment
+from tandemqa.index.source import Texts
+from tandemqa.index.vectors import VectorCache
+from tandemqa.progress import bar
+
+# What a build depends on, in the folder where it is under way.
+UNDER_WAY = "build.json"
+# Of indexes of format 1, which may be replaced too.
+OLD_NAMES = {"vectors.faiss", "bm25", "tokens"}
+
+
+def build(
+    bundle: Bundle | str | Path,
+    dataset: Dataset | str | Path,
+    out: Path,
+    vectors: KindChoice = "auto",
+    storage: StorageChoice = "auto",
+) -> None:
+    """Index the passages of `dataset` for `bundle` into the folder `out`.
+
+    vectors: "exact", "ivf" or "hnsw", or "auto": exact up to a million passages, then IVF. storage: "fp16" or "int8",
+    or "auto": half precision for exact search, bytes for the others.
+
+    The corpus is read as it streams; in memory is one shard, and at the end the vectors. Until the index is complete
+    it grows in a hidden folder beside `out` (`.NAME.partial`), where the same call goes on if it was interrupted; an
+    index at `out` is replaced then. A folder with anything else in it is a `TandemError`.
+    """
+    place = _free_place(out)
+    folder = dataset.folder if isinstance(dataset, Dataset) else Path(dataset)
+    corpus = folder / "corpus.jsonl"
+    check_layout(folder)
+    with opened(corpus):
+        pass
+    if not isinstance(bundle, Bundle):
+        bundle = Bundle.load(bundle)
+    questions = _questions(bundle.retriever, folder / "queries.jsonl")
+    partial = place.with_name(f".{place.name}.partial")
+    with explained(out), contextlib.ExitStack() as stack:
+        if (place / MANIFEST).exists():
+            stack.enter_context(only_writer(place, out))
+        partial.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(only_writer(partial, out))
+        stack.callback(_remove_if_nothing_done, partial)
+        about = _about(place, bundle, corpus, vectors, storage)
+        segment = _prepared(partial, about)
+        if not (partial / PASSAGES).exists():
+            with whole_file(partial / PASSAGES) as file:
+                store_passages(file, _records(corpus), corpus, [segment])
+        store = stack.enter_context(contextlib.closing(PassageStore(partial / PASSAGES)))
+        rows = np.arange(store.next_row, dtype=np.int32)
+        cached = VectorCache(bundle.retriever, about["data"]["fingerprint"])
+        source = Texts(bundle, lambda start, stop: store.texts(range(start, stop)), cached)
+        write_segment(partial / SEGMENTS / segment, rows, source, vectors, storage, questions)
+        store.close()
+        for path in partial.iterdir():
+            if path.name not in (PASSAGES, SEGMENTS, LOCK, UNDER_WAY):
+                path.unlink()
+        write_json(partial / MANIFEST, about)
+        put_in_place(partial, place)
+        (place / UNDER_WAY).unlink()
+
+
+def _about(place: Path, bundle: Bundle, corpus: Path, vectors: KindChoice, storage: StorageChoice) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "data": {"fingerprint": fingerprint(corpus)},
+        "bundle": {"path": _path_from(place, bundle.folder), "fingerprint": bundle.fingerprint},
+        "vectors": vectors,
+        "storage": storage,
+        "versions": {
+            "tandemqa": tandemqa.__version__,
+            "faiss": version("faiss-cpu"),
+            "bm25s": version("bm25s"),
+        },
+    }
+
+
+def _prepared(partial: Path, about: dict[str, Any]) -> str:
+    """The name of the segment to write; what is there of a build of something else is removed."""
+    depends_on = [about[key] for key in ("format", "data", "vectors", "storage", "versions")]
+    depends_on += [about["bundle"]["fingerprint"], code_version("data", "encoders", "index")]
+    key = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
+    if (partial / UNDER_WAY).exists():
+        known = read_json(partial / UNDER_WAY)
+        if known["key"] == key:
+            remove_partial(partial)
+            return str(known["segment"])
+    for path in partial.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    segment = secrets.token_hex(8)
+    write_json(partial / UNDER_WAY, {"key": key, "segment": segment})
+    return segment
+
+
+def _remove_if_nothing_done(partial: Path) -> None:
+    """Leave no folder behind after a mistake that shows before anything has been encoded."""
+    if not any(partial.glob(f"{SEGMENTS}/*/*/*")):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _records(corpus: Path) -> Iterator[tuple[int, Record]]:
+    size = corpus.stat().st_size
+    with bar("read passages", size, "byte") as progress:
+        for number, offset, record in read_records(corpus):
+            yield number, record_of(corpus, number, record)
+            progress.update(offset - progress.n)
+        progress.update(size - progress.n)
+
+
+def _questions(retriever: DualEncoder, path: Path) -> npt.NDArray[np.float32] | None:
+    """Vectors of some of the dataset's questions; None if it has none."""
+    if not path.exists():
+        return None
+    texts = list(read_queries(path).values())
+    chosen = np.random.default_rng(0).permutation(len(texts))[:QUERIES]
+    return retriever.encode(retriever.tokenize([texts[number] for number in chosen.tolist()]), "query")
+
+
+def _free_place(out: Path) -> Path:
+    """`out` without symbolic links, once it is sure that nothing but an index would be replaced."""
+    place = out.resolve()
+    own = {MANIFEST, PASSAGES, f"{PASSAGES}-wal", f"{PASSAGES}-shm", SEGMENTS, LOCK, UNDER_WAY, *OLD_NAMES}
+    if place.exists() and not (place.is_dir() and {path.name for path in place.iterdir()} <= own):
+        raise TandemError(f"{out} exists and is not an index; choose another place for --out.")
+    return place
+
+
+def _path_from(folder: Path, target: Path) -> str:
+    """The path of `target` seen from `folder`, so that both can move together; absolute between two drives."""
+    try:
+        return os.path.relpath(target.resolve(), folder)
+    except ValueError:
+        return str(target.resolve())

@@ -1,0 +1,30 @@
+"""One writer at a time."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tandemqa.errors import TandemError
+
+LOCK = "write.lock"
+
+
+@contextmanager
+def only_writer(folder: Path, name: Path) -> Iterator[None]:
+    """Hold the lock of an index in `folder`; if another process does, a `TandemError` that calls it `name`.
+
+    The system lets go of it when the process ends, in whatever way.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TandemError(
+                f"Another command is writing to the index {name}; give this one again when that has ended."
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)

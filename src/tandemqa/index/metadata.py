@@ -1,0 +1,132 @@
+"""What a passage carries besides its text, and the conditions that a search may set on it.
+
+In `corpus.jsonl`, beside `_id`, `title` and `text`, stand further fields, at the top level or in an object `metadata`
+(which has precedence). All of them are kept; a field whose value is a string, a number, true or false, or a list of
+these, each of which then counts, can be searched by.
+"""
+
+import math
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tandemqa.data.lines import fault, string_field
+from tandemqa.errors import TandemError
+
+Metadata = dict[str, Any]
+
+_CONDITION = re.compile(r"\s*([^<>=]*[^<>=\s])\s*(<=|>=|<|>|=)\s*([^<>=\s].*?)\s*", re.DOTALL)
+_LARGEST_INTEGER = 2**63 - 1
+
+
+def metadata_of(path: Path | str, number: int, record: dict[str, Any]) -> Metadata:
+    """The further fields of a line of `corpus.jsonl`; one that is no text or not finite is a `TandemError`."""
+    nested = record.get("metadata") or {}
+    if not isinstance(nested, dict):
+        raise fault(path, number, 'field metadata is not an object; write one like {"year": 2001}.')
+    found = {name: value for name, value in record.items() if name not in ("_id", "title", "text", "metadata")}
+    found.update(nested)
+    for name, value in found.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str):
+                string_field(path, number, {name: one}, name)
+            if isinstance(one, float) and not math.isfinite(one):
+                raise fault(path, number, f"field {name} is {one}; write a number, or leave it out.")
+    return found
+
+
+def searchable(metadata: Metadata) -> Iterator[tuple[str, str | int | float]]:
+    """(field, value) pairs that a passage can be found by."""
+    for name, value in metadata.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, bool):
+                yield name, "true" if one else "false"
+            elif isinstance(one, int) and abs(one) > _LARGEST_INTEGER:
+                yield name, float(one)
+            elif isinstance(one, str | int | float):
+                yield name, one
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`field`, one of = < <= > >=, and a value, as in "year>=2001".
+
+    A value that reads as a number is compared with the numbers of the field, any other with its strings, by code
+    point (so that dates written as 2001-05-31 are in order). Only = finds both the number 7 and the string "7".
+    """
+
+    field: str
+    operator: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Condition":
+        match = _CONDITION.fullmatch(text)
+        if match is None:
+            raise TandemError(f"The condition {text!r} cannot be read; write it like year>=2001 or lang=en.")
+        return cls(match[1], match[2], match[3])
+
+    def mask(self, database: sqlite3.Connection, size: int) -> npt.NDArray[np.bool_]:
+        """Which of the rows 0 to size - 1 fulfil it, bool of shape (size,)."""
+        allowed = np.zeros(size, dtype=np.bool_)
+        # In SQLite every number is less than every string.
+        query = f"SELECT row FROM fields WHERE field = ? AND value {self.operator} ?"
+        number = _number(self.value)
+        if number is None:
+            queries: list[tuple[str, str | int | float]] = [(query + " AND value >= ''", self.value)]
+        else:
+            queries = [(query + " AND value < ''", number)]
+            if self.operator == "=":
+                queries.append((query, self.value))
+        for sql, value in queries:
+            rows = database.execute(sql, (self.field, value))
+            found = np.fromiter((row for (row,) in rows), dtype=np.int64)
+            allowed[found[found < size]] = True
+        return allowed
+
+
+def mask_of(conditions: Sequence[str], database: sqlite3.Connection, size: int) -> npt.NDArray[np.bool_]:
+    """Which rows fulfil every condition; a field that no passage has is a `TandemError` that names those that are."""
+    allowed = np.ones(size, dtype=np.bool_)
+    for condition in map(Condition.parse, conditions):
+        mask = condition.mask(database, size)
+        if not mask.any():
+            _check_field(condition.field, database)
+        allowed &= mask
+    return allowed
+
+
+def field_names(database: sqlite3.Connection) -> list[str]:
+    """The fields that passages can be found by, in alphabetical order."""
+    # From each field straight to the next one, instead of through all its rows.
+    steps = database.execute(
+        "WITH RECURSIVE step(field) AS (SELECT min(field) FROM fields UNION ALL "
+        "SELECT (SELECT min(field) FROM fields WHERE field > step.field) FROM step WHERE step.field IS NOT NULL) "
+        "SELECT field FROM step WHERE field IS NOT NULL"
+    )
+    return [field for (field,) in steps]
+
+
+def _check_field(field: str, database: sqlite3.Connection) -> None:
+    known = field_names(database)
+    if field not in known:
+        advice = f"choose one of {', '.join(known)}" if known else "no passage has any"
+        raise TandemError(f"No passage has a field {field!r} to search by; {advice}.")
+
+
+def _number(text: str) -> int | float | None:
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        if isinstance(number, int) and abs(number) > _LARGEST_INTEGER:
+            return float(number)
+        return number if math.isfinite(number) else None
+    return None

@@ -1,0 +1,214 @@
+"""A segment: a folder with the vectors, words and tokens of some passages, never changed once it is whole.
+
+segment.json     what it is: passages, structure of the vectors, recall, sizes of the files
+rows.npy         int32, rising: position i in the segment is this row of the index
+vectors.faiss    see `dense.py`
+bm25/            see `lexical.py`: one index for every `PART` passages
+tokens/          what the re-ranker reads: a token store
+"""
+
+import fcntl
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from tandemqa.data.tokens import TokenStore
+from tandemqa.errors import TandemError
+from tandemqa.files import read_json, remove_partial, whole_file, whole_folder, write_json
+from tandemqa.index.dense import DenseIndex, Kind, Storage, check_finite
+from tandemqa.index.lexical import LexicalIndex
+from tandemqa.index.recall import tune
+from tandemqa.progress import bar
+
+SEGMENT, ROWS, VECTORS, WORDS, TOKENS, SHARDS = (
+    "segment.json",
+    "rows.npy",
+    "vectors.faiss",
+    "bm25",
+    "tokens",
+    "shards",
+)
+# Passages that are encoded between two commits: what an interrupted build loses at most.
+SHARD = 8192
+# Passages of one BM25 index: building it takes about half a gigabyte.
+PART = 131_072
+# Above so many vectors "auto" is approximate.
+EXACT_AT_MOST = 1_000_000
+
+KindChoice = Literal["auto", "exact", "ivf", "hnsw"]
+StorageChoice = Literal["auto", "fp16", "int8"]
+
+Encoded = tuple[npt.NDArray[np.floating], Sequence[npt.NDArray[np.int32]]]
+"""Passages as vectors (n, d) and as the re-ranker's token ids."""
+
+
+class Segment:
+    """A segment that is open: it cannot be removed (by the sweep of a writer) until it is closed."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a segment; a file that is missing, cut short or damaged is a `TandemError` that names it."""
+        self.folder = folder
+        self._lock = _shared_lock(folder)
+        self.about = read_json(folder / SEGMENT)
+        _check_files(folder, self.about)
+        self.vectors = DenseIndex.load(folder / VECTORS)
+        self.tokens = TokenStore(folder / TOKENS)
+        try:
+            self.rows: npt.NDArray[np.int32] = np.load(folder / ROWS, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise TandemError(f"{folder / ROWS} is damaged ({error}); build the index again.") from error
+        if {len(self.vectors), len(self.tokens), len(self.rows)} != {self.about["passages"]}:
+            raise TandemError(f"The segment {folder} is damaged: its files disagree; build the index again.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def words(self) -> list[LexicalIndex]:
+        """BM25 of the passages in the order of their positions, `PART` in each."""
+        return [LexicalIndex.load(folder) for folder in sorted((self.folder / WORDS).iterdir())]
+
+    def close(self) -> None:
+        self._lock.close()
+
+
+class Source(Protocol):
+    """What a segment is made of (see `source.py`); passages are asked for from the place `start` to before `stop`."""
+
+    def texts(self, start: int, stop: int, /) -> list[str]:
+        """What the models read of each."""
+
+    def encode(self, start: int, stop: int, progress: "tqdm[Any]", /) -> Encoded:
+        """The vector and the re-ranker's tokens of each; `progress` is moved on by work of more than a moment."""
+
+
+def write_segment(
+    folder: Path,
+    rows: npt.NDArray[np.int32],
+    source: Source,
+    vectors: KindChoice,
+    storage: StorageChoice,
+    questions: npt.NDArray[np.float32] | None = None,
+) -> None:
+    """Write the segment of the passages at `rows` into `folder`; it is whole when `segment.json` is there.
+
+    Each part of it is whole or not there, so that the same call goes on where a killed one stopped. `questions`,
+    float32 (Q, d), are what recall is measured with; without them passages are.
+    """
+    shards = folder / SHARDS
+    if not (folder / SEGMENT).exists():
+        for place in (folder, shards, folder / WORDS):
+            place.mkdir(parents=True, exist_ok=True)
+            remove_partial(place)
+        count = len(rows)
+        _encode(shards, count, source)
+        _index_words(folder / WORDS, count, source)
+        blocks = sorted(shards.iterdir())
+        if not (folder / TOKENS).exists():
+            TokenStore.of_blocks(folder / TOKENS, ((_load(b, "ids"), _load(b, "lengths")) for b in blocks))
+        index = DenseIndex.of_blocks(
+            [_load(block, "vectors") for block in blocks], *_resolved(vectors, storage, count)
+        )
+        recall = tune(index, [_load(block, "vectors") for block in blocks], questions)
+        index.save(folder / VECTORS)
+        _save(folder / ROWS, rows)
+        files = sorted(f for f in folder.rglob("*") if f.is_file() and shards not in f.parents)
+        about = {
+            "passages": count,
+            "vectors": _structure(index, _resolved(vectors, storage, count)[1]),
+            "recall": recall.as_json(),
+            "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
+        }
+        write_json(folder / SEGMENT, about)
+    shutil.rmtree(shards, ignore_errors=True)
+
+
+def remove_unless_open(folder: Path) -> None:
+    """Remove a segment, unless a reader has it open."""
+    try:
+        with (folder / SEGMENT).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+    except FileNotFoundError:
+        shutil.rmtree(folder)
+    except BlockingIOError:
+        pass
+
+
+def _encode(shards: Path, count: int, source: Source) -> None:
+    with bar("encode passages", count, "passage") as progress:
+        for start in range(0, count, SHARD):
+            stop = min(start + SHARD, count)
+            shard = shards / f"{start:09}"
+            if not shard.exists():
+                vectors, tokens = source.encode(start, stop, progress)
+                half = vectors.astype(np.float16)
+                check_finite(half, start)
+                with whole_folder(shard) as partial:
+                    _save(partial / "vectors.npy", half)
+                    _save(partial / "ids.npy", np.concatenate([*tokens, np.empty(0, dtype=np.int32)]))
+                    _save(partial / "lengths.npy", np.fromiter(map(len, tokens), np.int64, len(tokens)))
+            progress.update(stop - progress.n)
+
+
+def _index_words(folder: Path, count: int, source: Source) -> None:
+    with bar("BM25", count, "passage") as progress:
+        for start in range(0, count, PART):
+            stop = min(start + PART, count)
+            part = folder / f"{start:09}"
+            if not part.exists():
+                LexicalIndex.build(source.texts(start, stop)).save(part)
+            progress.update(stop - start)
+
+
+def _resolved(vectors: KindChoice, storage: StorageChoice, count: int) -> tuple[Kind, Storage]:
+    kind: Kind = ("exact" if count <= EXACT_AT_MOST else "ivf") if vectors == "auto" else vectors
+    return kind, ("fp16" if kind == "exact" else "int8") if storage == "auto" else storage
+
+
+def _structure(index: DenseIndex, storage: Storage) -> dict[str, Any]:
+    about: dict[str, Any] = {"kind": index.kind, "storage": storage, "size": int(index.index.d)}
+    if index.kind == "ivf":
+        about |= {"lists": index.widest, "lists searched": index.breadth}
+    if index.kind == "hnsw":
+        about["candidates searched"] = index.breadth
+    return about
+
+
+def _check_files(folder: Path, about: dict[str, Any]) -> None:
+    if not isinstance(about, dict) or not {"passages", "vectors", "recall", "files"} <= about.keys():
+        raise TandemError(f"{folder / SEGMENT} does not describe a segment; build the index again.")
+    for name, size in about["files"].items():
+        file = folder / name
+        if not file.exists():
+            raise TandemError(f"The segment {folder} is incomplete: {name} is missing; build the index again.")
+        if file.stat().st_size != size:
+            raise TandemError(
+                f"The segment {folder} is damaged: {name} has {file.stat().st_size} bytes instead of {size}; "
+                "build the index again."
+            )
+
+
+def _shared_lock(folder: Path) -> BinaryIO:
+    try:
+        file = (folder / SEGMENT).open("rb")
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError) as error:  # gone, or about to go
+        raise TandemError(f"The index lacks its segment {folder}; build the index again.") from error
+    return file
+
+
+def _save(path: Path, array: npt.NDArray[Any]) -> None:
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.save(file, array)
+
+
+def _load(block: Path, name: str) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = np.load(block / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    return array

@@ -1,0 +1,163 @@
+"""Changing an index: each change is a new segment or none, and a transaction that makes it count.
+
+A process that is killed leaves the index before the transaction or after it. A segment that no transaction names is
+removed by the next writer, and so is one that a transaction has replaced, once no reader has it open.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tandemqa.encoders.bundle import Bundle
+from tandemqa.errors import TandemError
+from tandemqa.files import explained, remove_partial, whole_folder
+from tandemqa.index.index import PASSAGES, SEGMENTS, Index
+from tandemqa.index.lock import only_writer
+from tandemqa.index.passages import (
+    PassageStore,
+    Record,
+    clear_segments,
+    put,
+    read_passages,
+    record_of,
+    register,
+    remove,
+    repeated,
+    transaction,
+)
+from tandemqa.index.segment import remove_unless_open, write_segment
+from tandemqa.index.source import Copied, Texts
+
+# Passages that become visible together when more are added; as many are held in memory.
+BATCH = 65_536
+
+
+@dataclass(frozen=True)
+class Added:
+    """How many passages were added, and how many of them in the place of another."""
+
+    passages: int
+    replaced: int
+
+
+def add_passages(
+    folder: Path, passages: Path | Iterable[Mapping[str, Any]], bundle: Bundle | str | Path | None = None
+) -> Added:
+    """Add passages to the index in `folder`, each in the place of the one with its id if there is one.
+
+    `passages` is a file in the layout of `corpus.jsonl`, or objects of that form; all are checked before the first is
+    added. They become visible `BATCH` at a time. `bundle` is needed only if it is no longer where it was.
+    """
+    Index.open(folder).close()
+    if not isinstance(passages, Path):
+        passages = list(passages)
+        if not passages:
+            raise TandemError("There are no passages to add; give at least one.")
+    _check(passages)
+    count = replaced = 0
+    with _writing(folder):
+        index = Index.open(folder)
+        models = index.load_bundle(bundle)
+        choices = (index.about["vectors"], index.about["storage"])
+        index.close()
+        records = (record for _, record in _records(passages))
+        while batch := list(islice(records, BATCH)):
+            name = secrets.token_hex(8)
+            first = _next_row(folder)
+            rows = np.arange(first, first + len(batch), dtype=np.int32)
+            texts = [record.passage.full for record in batch]
+            with whole_folder(folder / SEGMENTS / name) as partial:
+                write_segment(partial, rows, Texts(models, _slices(texts)), *choices)
+            with transaction(folder / PASSAGES) as database:
+                replaced += put(database, batch)
+                register(database, name)
+            count += len(batch)
+    return Added(count, replaced)
+
+
+def delete_passages(folder: Path, ids: Iterable[str]) -> int:
+    """Delete the passages with these ids from the index in `folder`: how many there were."""
+    Index.open(folder).close()
+    with _writing(folder), transaction(folder / PASSAGES) as database:
+        return remove(database, list(dict.fromkeys(ids)))
+
+
+def compact(folder: Path) -> bool:
+    """Make one segment of all segments of the index in `folder`, without what was deleted: whether that was needed.
+
+    Vectors are copied as they are stored; int8 rounds them a second time, by half a step at most.
+    """
+    Index.open(folder).close()
+    with _writing(folder):
+        index = Index.open(folder)
+        try:
+            if len(index.segments) <= 1 and not index.passages.deleted:
+                return False
+            name = secrets.token_hex(8)
+            source = Copied(index.segments, index.passages, index.passages.live())
+            if len(source.rows):
+                with whole_folder(folder / SEGMENTS / name) as partial:
+                    write_segment(partial, source.rows, source, index.about["vectors"], index.about["storage"])
+            with transaction(folder / PASSAGES) as database:
+                clear_segments(database)
+                if len(source.rows):
+                    register(database, name)
+        finally:
+            index.close()
+        _sweep(folder)
+    return True
+
+
+def _check(passages: Path | list[Mapping[str, Any]]) -> None:
+    """Raise `TandemError` if a passage cannot be read, or comes twice."""
+    seen: set[str] = set()
+    for number, record in _records(passages):
+        if record.passage.id in seen:
+            raise repeated(_name(passages), number, record)
+        seen.add(record.passage.id)
+
+
+def _records(passages: Path | list[Mapping[str, Any]]) -> Iterator[tuple[int, Record]]:
+    if isinstance(passages, Path):
+        yield from read_passages(passages)
+    else:
+        for number, record in enumerate(passages, start=1):
+            yield number, record_of(_name(passages), number, dict(record))
+
+
+def _name(passages: Path | list[Mapping[str, Any]]) -> Path | str:
+    return passages if isinstance(passages, Path) else "The passages to add"
+
+
+def _slices(texts: list[str]) -> Callable[[int, int], list[str]]:
+    return lambda start, stop: texts[start:stop]
+
+
+def _next_row(folder: Path) -> int:
+    store = PassageStore(folder / PASSAGES)
+    store.close()
+    return int(store.next_row)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Be the only writer of the index, and begin with clearing up behind those that were killed."""
+    with explained(folder), only_writer(folder, folder):
+        _sweep(folder)
+        yield
+
+
+def _sweep(folder: Path) -> None:
+    """Remove segments that are no part of the index, except those that a reader still has open."""
+    remove_partial(folder / SEGMENTS)
+    store = PassageStore(folder / PASSAGES)
+    store.close()
+    for segment in (folder / SEGMENTS).iterdir():
+        if segment.name not in store.segments:
+            remove_unless_open(segment)

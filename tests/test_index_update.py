@@ -1,0 +1,437 @@
+"""An index that changes: passages added, replaced, deleted, compacted; readers, writers and kills meanwhile."""
+
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bm25s
+import numpy as np
+import pytest
+import Stemmer
+
+from tandemqa.data.dataset import Dataset, Passage, load_dataset
+from tandemqa.encoders import backbone
+from tandemqa.encoders.bundle import Bundle, save_bundle
+from tandemqa.errors import TandemError
+from tandemqa.index.index import Index, describe_index
+from tandemqa.index.lock import only_writer
+from tandemqa.index.update import Added, add_passages, delete_passages
+from tandemqa.search.searcher import Searcher
+
+NEW = [
+    {"_id": "n1", "title": "Sundial", "text": "The shadow of a rod tells the hour.", "year": 1500},
+    {"_id": "n2", "text": "A quartz clock counts the swings of a crystal.", "metadata": {"year": 1927, "lang": "en"}},
+    {"_id": "p3", "title": "Sourdough", "text": "Rye needs acid to become bread.", "year": 2020},
+]
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 a vector moves with the batch that it is in."""
+    monkeypatch.setattr(backbone, "has_bfloat16", lambda device: False)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.load(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_dataset: Path) -> Dataset:
+    return load_dataset(tiny_dataset)
+
+
+@pytest.fixture(scope="module")
+def built(bundle: Bundle, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "has_bfloat16", lambda device: False)
+        patch.setenv("TANDEMQA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return Index.build(bundle, dataset, tmp_path_factory.mktemp("index") / "index").folder
+
+
+@pytest.fixture
+def index(built: Path, bundle: Bundle, tmp_path: Path) -> Index:
+    shutil.copytree(built, tmp_path / "index")
+    path = tmp_path / "index" / "index.json"
+    about = json.loads(path.read_text())
+    about["bundle"]["path"] = str(bundle.folder)
+    path.write_text(json.dumps(about))
+    return Index.open(tmp_path / "index")
+
+
+def content(index: Index) -> dict[str, str]:
+    return {passage.id: passage.full for passage in index.passages.rows(index.rows.tolist())}
+
+
+def check(index: Index, bundle: Bundle, expected: dict[str, str]) -> None:
+    """Every part of the index holds the passages expected and no others, each under its row."""
+    rows = index.rows.tolist()
+    assert len(index) == len(rows) and content(index) == expected
+    texts = index.passages.texts(rows)
+    vectors = bundle.retriever.encode(bundle.retriever.tokenize(texts), "passage")
+    found, scores = index.search_vectors(vectors, len(rows) + 2)
+    assert (found[:, len(rows) :] == -1).all()
+    assert all(sorted(ranking[: len(rows)].tolist()) == rows for ranking in found)
+    for number, row in enumerate(rows):
+        np.testing.assert_allclose(
+            scores[number], -np.sort(-np.append(vectors @ vectors[number], [-np.inf] * 2)), atol=2e-2
+        )
+        assert index.tokens[row].tolist() == bundle.reranker.tokenize([texts[number]])[0].tolist()
+    for row in set(range(index.passages.next_row)) - set(rows):
+        with pytest.raises(IndexError):
+            index.passages.rows([row])
+    words, _ = index.search_words([text[:200] for text in texts], 1)
+    assert set(words[:, 0].tolist()) <= {-1, *rows}
+
+
+def after(dataset: Dataset, *changes: Passage) -> dict[str, str]:
+    return {p.id: p.full for p in [*dataset.passages, *changes]}
+
+
+N1 = Passage("n1", "Sundial", "The shadow of a rod tells the hour.")
+N2 = Passage("n2", "", "A quartz clock counts the swings of a crystal.")
+P3 = Passage("p3", "Sourdough", "Rye needs acid to become bread.")
+
+
+# Changes
+
+
+def test_what_is_added_is_found_at_once_and_takes_the_place_of_its_id(
+    index: Index, bundle: Bundle, dataset: Dataset
+) -> None:
+    changed = index.add(NEW)
+    check(changed, bundle, after(dataset, N1, N2, P3))
+    row = changed.passages.row("n1")
+    assert changed.search_words(["shadow of a rod"], 1)[0].tolist() == [[row]]
+    assert changed.passages.metadata([row or 0]) == [{"year": 1500}]
+    assert changed.passages.row("p3") == 42 and changed.passages.row("p4") == 4  # others keep their rows
+    hits = Searcher(changed, bundle).search("what tells the hour", k=42)
+    assert {hit.id for hit in hits} == set(content(changed))
+
+
+def test_what_is_deleted_is_not_found_any_more(index: Index, bundle: Bundle, dataset: Dataset) -> None:
+    changed = index.delete(["p7", "p0", "p7", "nobody"])
+    expected = after(dataset)
+    del expected["p7"], expected["p0"]
+    check(changed, bundle, expected)
+    assert 7 not in changed.search_words(["Sicilian Defence"], 40)[0]
+    assert delete_passages(index.folder, ["p0"]) == 0
+
+
+@pytest.mark.parametrize("vectors", ["exact", "ivf", "hnsw"])
+def test_compaction_changes_nothing_that_is_seen(
+    bundle: Bundle, dataset: Dataset, tmp_path: Path, vectors: Any
+) -> None:
+    index = Index.build(bundle, dataset, tmp_path / "index", vectors, "fp16")
+    before = index.add(NEW).delete(["p7", "n2"]).add([NEW[1]])
+    expected = {**after(dataset, N1, N2, P3)}
+    del expected["p7"]
+    check(before, bundle, expected)
+    changed = before.compact()
+    check(changed, bundle, expected)
+    assert len(before.segments) == 3 and len(changed.segments) == 1
+    assert changed.rows.tolist() == before.rows.tolist()
+    queries = bundle.retriever.encode(bundle.retriever.tokenize(["owls", "bread"]), "query")
+    for old, new in zip(before.search_vectors(queries, 20), changed.search_vectors(queries, 20), strict=True):
+        np.testing.assert_array_equal(old, new)
+    oracle = bm25s.BM25(k1=1.2, b=0.75)
+    oracle.index(bm25s.tokenize(list(content(changed).values()), stemmer=Stemmer.Stemmer("english")))
+    scores = oracle.get_scores(["bread"])
+    rows, found = changed.search_words(["bread"], 3)
+    np.testing.assert_allclose(found[0][rows[0] >= 0], -np.sort(-scores)[: (rows[0] >= 0).sum()], rtol=1e-4)
+    assert describe_index(changed.folder)["deleted until compacted"] == 0
+    assert changed.compact().passages.generation == changed.passages.generation  # there was nothing to do
+
+
+def test_more_is_added_in_parts_than_fits_into_one(
+    index: Index, bundle: Bundle, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tandemqa.index.update.BATCH", 4)
+    monkeypatch.setattr("tandemqa.index.segment.SHARD", 3)
+    monkeypatch.setattr("tandemqa.index.segment.PART", 2)
+    passages = [Passage(f"m{number}", "", f"passage number {number} of many") for number in range(10)]
+    with (tmp_path / "more.jsonl").open("w") as file:
+        for passage in passages:
+            file.write(json.dumps({"_id": passage.id, "text": passage.text}) + "\n")
+    assert add_passages(index.folder, tmp_path / "more.jsonl") == Added(10, 0)
+    changed = Index.open(index.folder)
+    assert [len(segment) for segment in changed.segments] == [40, 4, 4, 2]
+    check(changed, bundle, after(dataset, *passages))
+    check(changed.compact(), bundle, after(dataset, *passages))
+
+
+def test_conditions_hold_in_both_searches(index: Index, bundle: Bundle) -> None:
+    changed = index.add(NEW)
+    queries = bundle.retriever.encode(bundle.retriever.tokenize(["clock"]), "query")
+    for where, ids in (
+        (["year>=1900"], {"n2", "p3"}),
+        (["year>=1900", "lang=en"], {"n2"}),
+        (["year<1900"], {"n1"}),
+        (["year=1"], set()),
+    ):
+        rows = changed.search_vectors(queries, 5, where)[0][0]
+        assert {passage.id for passage in changed.passages.rows(rows[rows >= 0].tolist())} == ids
+        rows = changed.search_words(["clock rod bread"], 5, where)[0][0]
+        assert {passage.id for passage in changed.passages.rows(rows[rows >= 0].tolist())} == ids
+        assert {hit.id for hit in Searcher(changed, bundle).search("clock", where=where)} == ids
+    again = changed.delete(["n2"])
+    assert (again.search_vectors(queries, 5, ["lang=en"])[0] == -1).all()
+    assert again.compact().passages.fields == ["year"]
+
+
+# Readers meanwhile
+
+
+def test_a_reader_sees_its_own_generation_to_the_end(index: Index, bundle: Bundle, dataset: Dataset) -> None:
+    expected = after(dataset)
+    changed = index.add(NEW)
+    changed.delete([f"p{number}" for number in range(30)]).compact()
+    check(index, bundle, expected)  # words and texts are read only now
+    check(changed, bundle, after(dataset, N1, N2, P3))
+    assert len(Index.open(index.folder)) == 12
+
+
+def test_what_no_reader_needs_is_removed_by_the_next_writer(index: Index, bundle: Bundle) -> None:
+    folder = index.folder / "segments"
+    changed = index.add(NEW)
+    compacted = changed.compact()
+    assert len(list(folder.iterdir())) == 3
+    index.close()
+    changed.close()
+    (folder / "orphan").mkdir()
+    (folder / ".orphan.1234.partial").mkdir()
+    compacted.delete(["nobody"])
+    assert [path.name for path in folder.iterdir()] == [compacted.segments[0].folder.name]
+    check(Index.open(index.folder), bundle, content(compacted))
+
+
+def test_a_reader_learns_whether_there_is_a_newer_generation(index: Index, bundle: Bundle) -> None:
+    assert index.refreshed() is index
+    index.add(NEW[:1])
+    newer = index.refreshed()
+    assert newer is not index and (len(index), len(newer)) == (40, 41) and newer.refreshed() is newer
+
+
+def test_an_index_can_be_opened_at_any_moment_of_a_writer(index: Index, bundle: Bundle, tmp_path: Path) -> None:
+    index.close()
+    done = tmp_path / "log"
+    done.touch()
+    forked = multiprocessing.get_context("fork")
+    child = forked.Process(target=write_for_ever, args=(index.folder, bundle, done, 1))
+    child.start()
+    generations = set()
+    question = bundle.retriever.encode(bundle.retriever.tokenize(["version"]), "query")
+    deadline = time.monotonic() + 60
+    while len(generations) < 8 and time.monotonic() < deadline:
+        found = Index.open(index.folder)
+        generations.add(found.passages.generation)
+        texts = content(found)  # of just the passages that are in the segments, or this raises
+        rows = found.search_vectors(question, len(found))[0][0]
+        assert len(texts) == len(found) and sorted(rows.tolist()) == found.rows.tolist()
+        assert set(found.search_words(["version"], 3)[0][0].tolist()) <= {-1, *rows.tolist()}
+        found.close()
+    assert child.is_alive() and len(generations) == 8
+    child.kill()
+    child.join()
+
+
+# What can be wrong
+
+
+def test_an_id_that_comes_twice_is_named_and_nothing_is_added(index: Index, tmp_path: Path) -> None:
+    (tmp_path / "new.jsonl").write_text(
+        '{"_id": "a", "text": "x"}\n{"_id": "b", "text": "y"}\n{"_id": "a", "text": "z"}'
+    )
+    with pytest.raises(TandemError, match=r"new\.jsonl, line 3: field _id repeats 'a'"):
+        index.add(tmp_path / "new.jsonl")
+    with pytest.raises(TandemError, match=r"The passages to add, line 2: field _id repeats 'a'"):
+        index.add([{"_id": "a", "text": "x"}, {"_id": "a", "text": "y"}])
+    with pytest.raises(TandemError, match="There are no passages to add"):
+        index.add([])
+    with pytest.raises(TandemError, match=r"line 1: field _id is empty"):
+        index.add([{"_id": "", "text": "x"}])
+    assert Index.open(index.folder).passages.generation == index.passages.generation
+
+
+def test_an_index_without_passages_says_so_and_takes_new_ones(index: Index, bundle: Bundle) -> None:
+    empty = index.delete([f"p{number}" for number in range(40)])
+    for emptied in (empty, empty.compact()):
+        assert len(emptied) == 0
+        queries = np.ones((2, bundle.retriever.size), dtype=np.float32)
+        assert (emptied.search_vectors(queries, 3)[0] == -1).all()
+        assert (emptied.search_words(["owls", "bees"], 3)[0] == -1).all()
+        with pytest.raises(TandemError, match="is empty: all its passages were deleted; add some"):
+            Searcher(emptied, bundle).search("owls")
+    check(emptied.add(NEW[:1]), bundle, {"n1": N1.full})
+
+
+def test_a_second_writer_gets_one_sentence(index: Index) -> None:
+    with only_writer(index.folder, index.folder):
+        for change in (lambda: index.add(NEW), lambda: index.delete(["p1"]), index.compact):
+            with pytest.raises(TandemError, match=r"Another command is writing to the index .*; give this one again"):
+                change()
+    assert len(index.add(NEW)) == 42
+
+
+def test_another_model_may_not_add(index: Index, bundle: Bundle, tmp_path: Path) -> None:
+    changed = Bundle.load(bundle.folder)
+    changed.reranker.head.bias.data += 1
+    other = save_bundle(tmp_path / "other", changed.retriever, changed.reranker, {})
+    with pytest.raises(TandemError, match="built by another model"):
+        index.add(NEW, other)
+
+
+def test_a_broken_model_adds_nothing(index: Index, monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    size = bundle.retriever.size
+    monkeypatch.setattr(bundle.retriever, "encode", lambda texts, *_, **__: np.full((len(texts), size), np.nan))
+    with pytest.raises(TandemError, match="not finite for passage row"):
+        index.add(NEW, bundle)
+    assert Index.open(index.folder).passages.generation == index.passages.generation
+    assert len(list((index.folder / "segments").iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_may_not_be_written_is_named(
+    index: Index, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    open_file = os.open
+
+    def refuse(path: Any, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR:
+            raise OSError(number, os.strerror(number), str(path))
+        return open_file(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    for change in (lambda: index.add(NEW), lambda: index.delete(["p1"]), index.compact):
+        with pytest.raises(TandemError, match=f"No permission to write {index.folder}"):
+            change()
+
+
+def test_a_full_disk_leaves_the_generation_before(
+    index: Index, bundle: Bundle, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def connect_to_full_disk(path: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(path, **options)
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    long = [{"_id": f"l{number}", "text": "word " * 10_000} for number in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", connect_to_full_disk)
+        with pytest.raises(TandemError, match="The disk is full"):
+            index.add(long)
+    with monkeypatch.context() as patch:
+        patch.setattr("tandemqa.index.segment._save", fail)
+        with pytest.raises(TandemError, match="The disk is full"):
+            index.add(long)
+    check(Index.open(index.folder), bundle, after(dataset))
+    assert len(index.add(long)) == 43
+
+
+# Kills
+
+
+def write_for_ever(folder: Path, bundle: Bundle, done: Path, seed: int) -> None:
+    """Change the index at random; a line in `done` follows each change that was committed."""
+    random = np.random.default_rng(seed)
+    with done.open("a", buffering=1) as log:
+        for step in range(1_000_000):
+            ids = [f"k{number}" for number in random.choice(30, size=3, replace=False)]
+            text = f"version {seed}-{step}"
+            choice = random.random()
+            if choice < 0.6:
+                log.write(json.dumps(["begin", ids, text]) + "\n")
+                add_passages(folder, [{"_id": name, "text": text} for name in ids], bundle)
+            elif choice < 0.85:
+                log.write(json.dumps(["begin", ids, None]) + "\n")
+                delete_passages(folder, ids)
+            else:
+                log.write(json.dumps(["begin", [], None]) + "\n")
+                Index.open(folder).compact().close()
+            log.write(json.dumps(["end"]) + "\n")
+
+
+def replay(lines: Iterator[list[Any]], before: dict[str, str]) -> list[dict[str, str]]:
+    """What the index may hold after the changes of a log: with the last one, if it has no end, or without it."""
+    states = [before]
+    for line in lines:
+        if line[0] == "begin":
+            changed = dict(states[-1])
+            for name in line[1]:
+                changed.pop(name, None)
+                if line[2] is not None:
+                    changed[name] = line[2]
+            states.append(changed)
+        else:
+            states = states[-1:]
+    return states
+
+
+def test_a_writer_that_is_killed_loses_nothing_that_was_committed(
+    index: Index, bundle: Bundle, dataset: Dataset, tmp_path: Path
+) -> None:
+    index.close()
+    random = np.random.default_rng(0)
+    states = [after(dataset)]
+    forked = multiprocessing.get_context("fork")
+    commits = 0
+    for seed in range(6):
+        done = tmp_path / f"{seed}.log"
+        done.touch()
+        child = forked.Process(target=write_for_ever, args=(index.folder, bundle, done, seed))
+        child.start()
+        deadline = time.monotonic() + 60
+        while not done.stat().st_size and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0.05, 0.8))
+        assert child.pid is not None and child.is_alive()
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        lines = [json.loads(line) for line in done.read_text().splitlines()]
+        commits += sum(line[0] == "end" for line in lines)
+        assert len(states) == 1
+        states = replay(iter(lines), states[0])
+        found = Index.open(index.folder)
+        states = [content(found)] if content(found) in states else pytest.fail(f"kill {seed} lost something")
+        check(found, bundle, states[0])
+        found.close()
+    assert commits
+
+
+def test_a_build_that_is_killed_again_and_again_ends_as_one_left_alone(
+    bundle: Bundle, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandemqa.index.segment.SHARD", 4)
+    monkeypatch.setattr("tandemqa.index.segment.PART", 10)
+    monkeypatch.setenv("TANDEMQA_CACHE", str(tmp_path / "cache"))
+    random = np.random.default_rng(0)
+    forked = multiprocessing.get_context("fork")
+    kills = 0
+    for attempt in range(8):
+        child = forked.Process(target=Index.build, args=(bundle, dataset, tmp_path / "index"))
+        child.start()
+        child.join(random.uniform(0.05, 0.4) if attempt < 7 else None)
+        if child.exitcode is not None:
+            assert child.exitcode == 0
+            break
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        kills += 1
+    assert kills
+    check(Index.open(tmp_path / "index"), bundle, after(dataset))
+    assert {path.name for path in tmp_path.iterdir()} == {"index"}
