@@ -135,7 +135,7 @@ def test_numbers_below_one_are_errors(searcher: Searcher, k: int, depth: int, me
 def test_an_answer_is_a_sequence_that_tells_its_time(searcher: Searcher) -> None:
     answer = searcher.search("owls")
     assert answer[0] is answer.hits[0] and answer[-2:] == answer.hits[-2:] and answer[1] in answer
-    assert list(answer.seconds) == ["retrieve", "re-rank", "read"]
+    assert list(answer.seconds) == ["retrieve", "re-rank", "read", "highlight"]
     assert all(seconds > 0 for seconds in answer.seconds.values())
     with pytest.raises(dataclasses.FrozenInstanceError):
         answer[0].score = 1.0  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """The retriever: a dual-encoder whose score is the similarity of a query vector and a passage vector."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,7 +120,10 @@ class DualEncoder(nn.Module):
         return self._vectors(self.tower(tower), batch, words)
 
     def _vectors(self, model: nn.Module, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
-        vectors = pool(hidden_states(model, batch, words), batch.attention_mask, self.config.pooling)
+        return self._pooled(hidden_states(model, batch, words), batch)
+
+    def _pooled(self, states: Tensor, batch: TokenBatch) -> Tensor:
+        vectors = pool(states, batch.attention_mask, self.config.pooling)
         return nn.functional.normalize(vectors, dim=-1) if self.config.similarity == "cosine" else vectors
 
     @torch.inference_mode()
@@ -137,20 +140,45 @@ class DualEncoder(nn.Module):
         `texts` may be a token store. `show` names a progress bar. `precision` "auto" computes in bfloat16 where
         the processor does.
         """
+        vectors = np.empty((len(texts), self.size), dtype=np.float32)
+        for rows, states, batch in self._read(texts, tower, token_budget, show, precision):
+            vectors[rows] = self._pooled(states, batch).float().cpu().numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def encode_tokens(
+        self, texts: TokenIds, tower: Tower, token_budget: int = 4096, precision: Precision = "auto"
+    ) -> list[npt.NDArray[np.float32]]:
+        """The last state of every token of each text, scaled to unit length: float32 of shape (L, d) a text.
+
+        Special tokens are left out, and so are tokens beyond the tower's length.
+        """
+        vectors: list[npt.NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(texts)
+        before, after = len(self.format.prefix), len(self.format.suffix)
+        for rows, states, batch in self._read(texts, tower, token_budget, None, precision):
+            unit = nn.functional.normalize(states.float(), dim=-1).cpu().numpy()
+            lengths = batch.attention_mask.sum(1).tolist()
+            for row, state, length in zip(rows.tolist(), unit, lengths, strict=True):
+                vectors[row] = state[before : length - after]
+        return vectors
+
+    def _read(
+        self, texts: TokenIds, tower: Tower, token_budget: int, show: str | None, precision: Precision
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Tensor, TokenBatch]]:
+        """The hidden states of the texts, a batch after the other: row numbers, states (N, L, d), the batch."""
         self.eval()
         device = device_of(self)
         lengths = np.fromiter((len(texts[row]) for row in range(len(texts))), dtype=np.int64, count=len(texts))
         special = len(self.format.prefix) + len(self.format.suffix)
         lengths = np.minimum(lengths + special, self.limit(tower))
         model = for_inference(self.tower(tower), int(lengths.sum()), precision)
-        vectors = np.empty((len(texts), self.size), dtype=np.float32)
         progress = bar(show, len(texts), "text") if show else None
-        with autocast(device, enabled=precision == "auto"):
-            for rows in token_budget_batches(lengths, token_budget):
-                batch = self.format.pad([self.frame(texts[int(row)], tower) for row in rows]).to(device)
-                vectors[rows] = self._vectors(model, batch).float().cpu().numpy()
-                if progress:
-                    progress.update(len(rows))
+        for rows in token_budget_batches(lengths, token_budget):
+            batch = self.format.pad([self.frame(texts[int(row)], tower) for row in rows]).to(device)
+            with autocast(device, enabled=precision == "auto"):
+                states = hidden_states(model, batch)
+            yield rows, states, batch
+            if progress:
+                progress.update(len(rows))
         if progress:
             progress.close()
-        return vectors
