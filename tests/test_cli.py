@@ -221,6 +221,26 @@ def test_search_takes_a_bundle_that_has_moved(tiny_bundle: Path, tiny_dataset: P
     assert len(run_json("search", tmp_path / "index", "owls", "--bundle", tmp_path / "moved")["hits"]) == 5
 
 
+def test_a_bundle_whose_reranking_hurts_is_told_of_on_standard_error(
+    tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    def stages(reranked: float) -> dict[str, Any]:
+        return {
+            name: {"mrr@10": {"mean": mean, "low": mean, "high": mean}}
+            for name, mean in (("retriever after", 0.5), ("re-ranked", reranked))
+        }
+
+    for reranked, warned in ((0.4, True), (0.6, False)):
+        models = Bundle.load(tiny_bundle)
+        report = {"split": "dev", "questions": 7, "passages": 40, "depth": 5, "seconds": {}}
+        about = {"metrics": {**report, "stages": stages(reranked)}}
+        save_bundle(tmp_path / "bundle", models.retriever, models.reranker, about)
+        Index.build(tmp_path / "bundle", tiny_dataset, tmp_path / "index")
+        result = run("search", tmp_path / "index", "owls", "--json")
+        assert ("re-ranking made this bundle's ranking worse" in result.stderr) == warned
+        assert len(json.loads(result.stdout)["hits"]) == 5
+
+
 # Evaluate, inspect, demo
 
 
@@ -310,6 +330,9 @@ def test_what_is_something_else_is_one_line(
         (["search", "INDEX", " "], "The question is empty"),
         (["search", "INDEX", "owls", "-k", "0"], "k is 0"),
         (["search", "INDEX", "owls", "--depth", "0"], "depth is 0"),
+        (["search", "INDEX", "owls", "--mode", "sparse"], "no mode 'sparse'"),
+        (["search", "INDEX", "owls", "--stopping", "2"], "stopping is 2.0"),
+        (["search", "INDEX", "owls", "--stopping", "0.1"], "did not learn when to stop"),
         (["evaluate", "BUNDLE", "DATA", "--split", "nope"], "no split 'nope'; choose one of dev, test, train"),
         (["evaluate", "BUNDLE", "DATA", "-k", "0"], "k is 0"),
         (["train", "DATA", "--out", "OUT", "--recipe", "slow"], "There is no recipe 'slow'"),

@@ -27,7 +27,7 @@ def learn_stopping(
     intercept by the method of moments). None for fewer than two questions or four candidates each.
     """
     present = candidates.rows >= 0
-    if present.shape[0] < 2 or present.sum(axis=1).min(initial=0) < 4:
+    if present.shape[0] < 2 or present.sum(axis=1).min() < 4:
         return None
     similarity = np.where(present, candidates.scores, 0.0).astype(np.float64)
     final = np.where(present, scores, 0.0) + blend * similarity
