@@ -323,6 +323,45 @@ def report(
 
 
 @app.command()
+def bundle(
+    retriever: Annotated[
+        str, typer.Option(metavar="MODEL", help="A sentence-transformers model: a folder, a hub id, or a bundle.")
+    ],
+    reranker: Annotated[str, typer.Option(metavar="MODEL", help="A cross-encoder with one score, likewise.")],
+    out: Annotated[Path, typer.Option(metavar="BUNDLE", help="Folder to write; a bundle already there is replaced.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="A folder in BEIR layout, to measure on and learn how to search."),
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="The questions of DATA to learn on.")] = "dev",
+    k: Annotated[int, typer.Option("-k", metavar="N", help="Candidates that are re-ranked on DATA.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Make a bundle of two models, wherever they were trained.
+
+    The retriever's pooling, prompts ("query: "), layers and length are read from its files; what cannot be read
+    exactly is refused. With DATA, the pair is measured and learns what a trained one does at its end: the weights of
+    both scores, when no answer is good, and when re-ranking may stop.
+
+    \b
+    Examples:
+      tandemqa bundle --retriever intfloat/e5-small-v2 --reranker BAAI/bge-reranker-base --out my-bundle
+      tandemqa bundle --retriever run --reranker /models/my-cross-encoder --out my-bundle --data data
+    """
+    from tandemqa.evaluation.pair import make_bundle
+    from tandemqa.evaluation.report import Report
+
+    made = make_bundle(retriever, reranker, out, data, split, k)
+    if as_json:
+        _print_json({"bundle": str(made.folder), **made.about})
+        return
+    if "metrics" in made.about:
+        typer.echo(Report.from_json(made.about["metrics"]).table())
+        typer.echo()
+    typer.echo(f"The bundle is {made.folder}. Next: tandemqa index {out} DATA --out INDEX")
+
+
+@app.command()
 def index(
     bundle: BundlePath,
     data: DataPath,

@@ -29,7 +29,8 @@ from tandemqa.encoders.backbone import (
     pool,
     weights_fingerprint,
 )
-from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, token_budget_batches, tokenize
+from tandemqa.encoders.dense import Dense
+from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, prompt_ids, token_budget_batches, tokenize
 from tandemqa.progress import bar
 
 Tower = Literal["query", "passage"]
@@ -48,6 +49,8 @@ class RetrieverConfig(BaseModel):
         64, ge=4, description="Tokens a query is cut at by a tower of its own; a shared one has one length for both."
     )
     passage_length: int = Field(128, ge=8, description="Tokens a passage is cut at, special tokens included.")
+    query_prompt: str = Field("", description="Put before every query, as 'query: ' for models trained so.")
+    passage_prompt: str = Field("", description="Put before every passage.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the encoder; the paper uses 0.1.")
 
 
@@ -57,19 +60,33 @@ class DualEncoder(nn.Module):
     `forward` is for training: it embeds a padded batch with gradient. `encode` is for everything else.
     """
 
-    def __init__(self, config: RetrieverConfig, tokenizer: Any, query_tower: nn.Module, passage_tower: nn.Module):
+    def __init__(
+        self,
+        config: RetrieverConfig,
+        tokenizer: Any,
+        query_tower: nn.Module,
+        passage_tower: nn.Module,
+        dense: Sequence[Dense] = (),
+    ) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
         self.format = InputFormat(tokenizer)
         self.query_tower = query_tower
         self.passage_tower = passage_tower
-        self.size = int(query_tower.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.dense = nn.Sequential(*dense)
+        hidden = int(query_tower.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.size = dense[-1].linear.out_features if dense else hidden
+        self.prompts: dict[Tower, Ids] = {
+            "query": prompt_ids(tokenizer, config.query_prompt),
+            "passage": prompt_ids(tokenizer, config.passage_prompt),
+        }
 
     @classmethod
     def load(cls, config: RetrieverConfig) -> "DualEncoder":
         """Load the weights that `config.model` names; a base model becomes both towers."""
-        settings = {"pooling": config.pooling, "similarity": config.similarity, "towers": config.towers}
+        meaning = ("pooling", "similarity", "towers", "query_prompt", "passage_prompt")
+        settings = {name: getattr(config, name) for name in meaning}
         layout.check_origin(config.model, "retriever", settings)
         sources = layout.tower_sources(config.model)
         query_tower = load_backbone(sources[0], config.dropout)
@@ -80,7 +97,8 @@ class DualEncoder(nn.Module):
             )
         check_length(query_tower, config.query_length if config.towers == "untied" else 0, "retriever.query_length")
         check_length(passage_tower, config.passage_length, "retriever.passage_length")
-        return cls(config, load_tokenizer(sources[0]), query_tower, passage_tower).to(default_device())
+        dense = layout.load_dense(config.model)
+        return cls(config, load_tokenizer(sources[0]), query_tower, passage_tower, dense).to(default_device())
 
     def save(self, folder: Path) -> None:
         """Write the folder that `sentence_transformers.SentenceTransformer` reads."""
@@ -88,10 +106,11 @@ class DualEncoder(nn.Module):
             folder,
             towers=(self.query_tower, self.passage_tower),
             tokenizer=self.tokenizer,
-            size=self.size,
+            dense=list(self.dense),  # type: ignore[arg-type]
             pooling=self.config.pooling,
             normalise=self.config.similarity == "cosine",
             lengths=(self.limit("query"), self.limit("passage")),
+            prompts=(self.config.query_prompt, self.config.passage_prompt),
         )
 
     def fingerprint(self) -> str:
@@ -103,8 +122,8 @@ class DualEncoder(nn.Module):
         return tokenize(self.tokenizer, texts)
 
     def frame(self, ids: Ids, tower: Tower) -> Ids:
-        """Add the special tokens to a text's ids and cut it at its tower's length."""
-        return self.format.single(ids, self.limit(tower))
+        """Add the prompt and the special tokens to a text's ids and cut it at its tower's length."""
+        return self.format.single(np.concatenate([self.prompts[tower], ids]), self.limit(tower))
 
     def limit(self, tower: Tower) -> int:
         """Tokens that a tower reads of a text, special tokens included."""
@@ -124,6 +143,8 @@ class DualEncoder(nn.Module):
 
     def _pooled(self, states: Tensor, batch: TokenBatch) -> Tensor:
         vectors = pool(states, batch.attention_mask, self.config.pooling)
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors = self.dense(vectors)
         return nn.functional.normalize(vectors, dim=-1) if self.config.similarity == "cosine" else vectors
 
     @torch.inference_mode()
@@ -151,10 +172,10 @@ class DualEncoder(nn.Module):
     ) -> list[npt.NDArray[np.float32]]:
         """The last state of every token of each text, scaled to unit length: float32 of shape (L, d) a text.
 
-        Special tokens are left out, and so are tokens beyond the tower's length.
+        The prompt and special tokens are left out, and so are tokens beyond the tower's length.
         """
         vectors: list[npt.NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(texts)
-        before, after = len(self.format.prefix), len(self.format.suffix)
+        before, after = len(self.format.prefix) + len(self.prompts[tower]), len(self.format.suffix)
         for rows, states, batch in self._read(texts, tower, token_budget, None, precision):
             unit = nn.functional.normalize(states.float(), dim=-1).cpu().numpy()
             lengths = batch.attention_mask.sum(1).tolist()
@@ -169,7 +190,7 @@ class DualEncoder(nn.Module):
         self.eval()
         device = device_of(self)
         lengths = np.fromiter((len(texts[row]) for row in range(len(texts))), dtype=np.int64, count=len(texts))
-        special = len(self.format.prefix) + len(self.format.suffix)
+        special = len(self.format.prefix) + len(self.prompts[tower]) + len(self.format.suffix)
         lengths = np.minimum(lengths + special, self.limit(tower))
         model = for_inference(self.tower(tower), int(lengths.sum()), precision)
         progress = bar(show, len(texts), "text") if show else None
