@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from tandemqa.encoders.bundle import Bundle
+from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.encoders.foreign import read_reranker, read_retriever
 from tandemqa.errors import TandemError
 from tandemqa.evaluation.pair import make_bundle
@@ -196,6 +197,15 @@ def test_a_model_that_is_nowhere_is_one_error(tmp_path: Path) -> None:
         read_retriever(str(tmp_path / "nowhere"))
     with pytest.raises(TandemError, match="holds no model"):
         read_reranker(str(tmp_path))
+
+
+def test_another_prompt_is_another_retriever(tiny_model: Path) -> None:
+    """Or the cache would give vectors of passages that were encoded without it."""
+    plain, prompted = (
+        DualEncoder.load(RetrieverConfig(model=str(tiny_model), passage_prompt=prompt))
+        for prompt in ("", "passage: ")
+    )
+    assert plain.fingerprint() != prompted.fingerprint()
 
 
 # Re-rankers

@@ -148,9 +148,10 @@ def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     return (states.float() * weights).sum(1) / (length.sqrt() if pooling == "mean_sqrt_len_tokens" else length)
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that identify a model's weights and shape, whatever folder they came from."""
-    digest = hashlib.sha256()
+def weights_fingerprint(model: nn.Module, *more: str) -> str:
+    """Sixteen hexadecimal digits that identify a model's weights and shape, whatever folder they came from, and
+    whatever `more` there is to it."""
+    digest = hashlib.sha256("\0".join(more).encode())
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             shape = {k: v for k, v in module.config.to_dict().items() if k not in NOT_OF_THE_MODEL}

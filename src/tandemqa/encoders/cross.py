@@ -99,7 +99,7 @@ class CrossEncoder(nn.Module):
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that identify the weights."""
-        return weights_fingerprint(self)
+        return weights_fingerprint(self, *(layer.name for layer in self.dense if isinstance(layer, Dense)))
 
     def tokenize(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of texts, without special tokens."""

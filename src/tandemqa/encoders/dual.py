@@ -114,8 +114,9 @@ class DualEncoder(nn.Module):
         )
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that identify the weights."""
-        return weights_fingerprint(self)
+        """Sixteen hexadecimal digits that identify the weights, the prompts and what follows the pooling."""
+        activations = [layer.name for layer in self.dense if isinstance(layer, Dense)]
+        return weights_fingerprint(self, *activations, self.config.query_prompt, self.config.passage_prompt)
 
     def tokenize(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of texts, without special tokens."""
