@@ -76,8 +76,8 @@ def _similarity(index: Index, vectors: NDArray[np.float32], rows: NDArray[np.int
 
 def _looked_up(run: Run, rows: NDArray[np.int32]) -> NDArray[np.float32]:
     """The scores that `run` gives to `rows`, -inf to those that it does not rank."""
-    same = (rows[:, :, None] == run.rows[:, None, :]) & (rows[:, :, None] >= 0)
-    scores: NDArray[np.float32] = np.where(same, run.scores[:, None, :], np.float32(-np.inf)).max(
-        axis=2, initial=-np.inf
-    )
+    scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+    for number, wanted in enumerate(rows.tolist()):
+        known = dict(zip(run.rows[number].tolist(), run.scores[number].tolist(), strict=True))
+        scores[number] = [known.get(row, -np.inf) for row in wanted]
     return scores

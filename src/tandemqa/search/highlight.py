@@ -12,6 +12,8 @@ from tandemqa.search.sentences import sentences
 
 # Sentences looked at in one passage, so that a whole book as a passage does not take a minute.
 MOST = 100
+# Sentences whose token states are held at once, some hundred megabytes at the most.
+BLOCK = 1024
 
 
 def best_sentences(
@@ -48,10 +50,11 @@ def sentence_scores(
     re-ranker's score, or words weighted by their rarity: `benchmarks/results/answers.md`.
     """
     query_tokens = retriever.encode_tokens(queries, "query")
-    text_tokens = retriever.encode_tokens(texts, "passage")
     scores = np.full(len(texts), -1.0, dtype=np.float32)
-    for number, (query_row, tokens) in enumerate(zip(own.tolist(), text_tokens, strict=True)):
-        query = query_tokens[query_row]
-        if len(query) and len(tokens):
-            scores[number] = (query @ tokens.T).max(axis=1).mean()
+    for start in range(0, len(texts), BLOCK):
+        block = [texts[number] for number in range(start, min(start + BLOCK, len(texts)))]
+        for number, tokens in enumerate(retriever.encode_tokens(block, "passage"), start):
+            query = query_tokens[int(own[number])]
+            if len(query) and len(tokens):
+                scores[number] = (query @ tokens.T).max(axis=1).mean()
     return scores

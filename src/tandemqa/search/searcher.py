@@ -104,9 +104,9 @@ class Searcher:
         """Search for many questions at once, which is faster than one by one.
 
         mode: who finds the candidates: the retriever ("dense"), "bm25", or both ("hybrid"). stopping: 0 re-ranks all
-        candidates; up to 1, re-ranking ends sooner and loses more (`search.stopping`, and the curve in the bundle).
-        At least `k` candidates are found, whatever `depth`; both are cut at the size of the index. A question that is
-        empty or no Unicode text, and an option out of its range, is a `TandemError`.
+        candidates; up to 1, re-ranking ends sooner and loses more (`search.stopping`; the bundle's curve is that of
+        the mode "dense"). At least `k` candidates are found, whatever `depth`; both are cut at the size of the index.
+        A question that is empty or no Unicode text, and an option out of its range, is a `TandemError`.
         """
         if k < 1:
             raise TandemError(f"k is {k}; ask for at least 1 passage.")
