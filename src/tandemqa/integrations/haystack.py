@@ -13,7 +13,8 @@ from tandemqa.search.searcher import Searcher
 class TandemRetriever:
     """`TandemRetriever("index", top_k=5).run("a question")["documents"]`: documents, best first.
 
-    It is saved with a pipeline by the folders of its index and bundle, which are opened when it first runs.
+    It is saved with a pipeline by the folders of its index and bundle, which are opened when it first runs. A saved
+    pipeline is read with `Pipeline.load(..., allowed_modules=["tandemqa.integrations.haystack"])`.
     """
 
     def __init__(
