@@ -25,6 +25,8 @@ from transformers import (
     RobertaConfig,
     RobertaForSequenceClassification,
     RobertaTokenizer,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
 )
 
 from tandemqa.encoders.bundle import Bundle
@@ -44,6 +46,7 @@ CLASSIFIERS = {
         {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
     ),
     "roberta": (RobertaForSequenceClassification, RobertaConfig, {**SMALL, "max_position_embeddings": 514}),
+    "xlm-roberta": (XLMRobertaForSequenceClassification, XLMRobertaConfig, {**SMALL, "max_position_embeddings": 514}),
 }
 
 
@@ -73,7 +76,7 @@ def bpe(tmp_path_factory: pytest.TempPathFactory) -> RobertaTokenizer:
 
 def classifier(kind: str, model: Path, bpe: Any, out: Path, labels: int = 1) -> Path:
     """A cross-encoder of this kind with random weights, as transformers saves it."""
-    tokenizer = bpe if kind == "roberta" else AutoTokenizer.from_pretrained(model)
+    tokenizer = bpe if "roberta" in kind else AutoTokenizer.from_pretrained(model)
     tokenizer.model_max_length = 64
     make, config, settings = CLASSIFIERS[kind]
     torch.manual_seed(5)

@@ -42,7 +42,7 @@ class RetrieverConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = Field(BASE_MODEL, description="Starting weights: a folder, a bundle's retriever/ or a hub id.")
-    pooling: Pooling = Field("mean", description="The vector of a text: its [CLS] state, or the mean of all.")
+    pooling: Pooling = Field("mean", description="The vector of a text: its [CLS] state, the mean of all, ...")
     similarity: Literal["dot", "cosine"] = Field("cosine", description="Inner product as it is, or normalised.")
     towers: Literal["shared", "untied"] = Field("shared", description="One encoder for both sides, or one each.")
     query_length: int = Field(
