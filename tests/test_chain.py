@@ -13,7 +13,9 @@ from conftest import WHOLE, whole
 
 import tandemqa
 from tandemqa.data.dataset import load_dataset
+from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
+from tandemqa.evaluation.stages import rank_stages
 from tandemqa.files import read_json
 from tandemqa.lists.build import TrainingLists, Verdict
 from tandemqa.recipe import stage
@@ -21,6 +23,7 @@ from tandemqa.recipe.config import load_recipe
 from tandemqa.recipe.explain import explain
 from tandemqa.recipe.plan import plan, runs
 from tandemqa.recipe.train import train
+from tandemqa.search.learnt import Learnt
 
 STAGES = [
     "warm_retriever",
@@ -198,6 +201,18 @@ def test_a_chain_killed_in_every_training_stage_ends_with_the_same_bundle(
     assert run(0) == 0
     fingerprints = [read_json(out / "bundle" / "tandem.json")["fingerprint"] for out in (finished, tmp_path / "run")]
     assert fingerprints[0] == fingerprints[1]
+
+
+def test_what_the_evaluation_learns_of_searching_is_in_the_bundle(finished, tiny_dataset):
+    bundle = Bundle.load(finished)
+    learnt = Learnt.of(bundle)
+    evaluated = read_json(finished / "stages" / "evaluate" / "evaluation.json")
+    assert learnt.model_dump() == {name: evaluated[name] for name in ("blend", "fusion", "confidence", "stopping")}
+    again = rank_stages(bundle, load_dataset(tiny_dataset), "dev", 10)
+    assert again.learn().stopping.spread == pytest.approx(learnt.stopping.spread, rel=0.05)
+    assert learnt.stopping.curve[0].mrr == pytest.approx(
+        bundle.about["metrics"]["stages"]["re-ranked"]["mrr@10"]["mean"]
+    )
 
 
 def test_a_refresh_takes_new_candidates_from_the_models_as_they_stand(finished):

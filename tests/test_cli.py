@@ -14,12 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 import tandemqa
-from tandemqa.cli import _answer_text, app
+from tandemqa.cli import app
 from tandemqa.encoders.bundle import Bundle, save_bundle
 from tandemqa.files import read_json
 from tandemqa.index.index import Index
 from tandemqa.index.lock import only_writer
 from tandemqa.search.searcher import Answer, Hit, Searcher
+from tandemqa.terminal import answer_text
 
 HEAVY = {"torch", "transformers", "numpy", "pydantic", "faiss", "bm25s", "safetensors", "yaml", "rich", "matplotlib"}
 COMMANDS = [str(command.callback.__name__) for command in app.registered_commands if command.callback]
@@ -130,7 +131,12 @@ def test_train_index_search_evaluate_and_inspect_go_together(
 
     answer = run_json("search", tmp_path / "index", "why do prices rise", "-k", 3, "--depth", 10)
     expected = Searcher(tmp_path / "index").search("why do prices rise", k=3, depth=10)
-    assert answer["question"] == "why do prices rise" and set(answer["seconds"]) == {"retrieve", "re-rank", "read"}
+    assert answer["question"] == "why do prices rise" and set(answer["seconds"]) == {
+        "retrieve",
+        "re-rank",
+        "read",
+        "highlight",
+    }
     assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in expected]
     assert set(answer["hits"][0]) == set(Hit.__dataclass_fields__)
 
@@ -140,7 +146,33 @@ def test_train_index_search_evaluate_and_inspect_go_together(
     assert bundle["kind"] == "bundle" and bundle["metrics"]["stages"] == trained["metrics"]["stages"]
 
 
+def test_bundle_makes_one_of_two_models_and_it_searches(
+    tiny_model: Path, tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    models = ["--retriever", tiny_model, "--reranker", tiny_bundle]
+    made = run("bundle", *models, "--out", tmp_path / "bundle")
+    assert f"tandemqa index {tmp_path / 'bundle'} DATA --out INDEX" in made.stdout
+    measured = run_json("bundle", *models, "--out", tmp_path / "bundle", "--data", tiny_dataset, "-k", 10)
+    assert measured["sources"] == {"retriever": str(tiny_model), "reranker": str(tiny_bundle)}
+    assert measured["metrics"]["depth"] == 10 and measured["stopping"]["curve"][0]["share"] == 1.0
+    run("index", tmp_path / "bundle", tiny_dataset, "--out", tmp_path / "index")
+    answer = run_json("search", tmp_path / "index", "owls", "--mode", "hybrid", "--stopping", 0.5)
+    assert len(answer["hits"]) == 5
+    assert "curve" in run("inspect", tmp_path / "bundle").stdout
+    assert "cannot be the re-ranker" in fails(
+        "bundle", "--retriever", tiny_model, "--reranker", tiny_model, "--out", tmp_path / "other"
+    )
+    assert not (tmp_path / "other").exists()
+
+
 # Search
+
+
+def a_hit(text: str = "text", answer: tuple[int, int] = (0, 0), **values: Any) -> Hit:
+    """A hit of some passage, with this part of its text as its answer."""
+    usual = {"rank": 1, "id": "id", "title": "", "score": 1.0, "reranker_score": 1.0, "retriever_score": 0.5}
+    span = {"answer": text[slice(*answer)], "answer_start": answer[0], "answer_end": answer[1]}
+    return Hit(text=text, **{**usual, "retriever_rank": 1, "bm25_score": None, **span, **values})
 
 
 def test_search_prints_each_passage_within_eighty_columns(index: Path) -> None:
@@ -155,14 +187,49 @@ def test_search_prints_each_passage_within_eighty_columns(index: Path) -> None:
 
 
 def test_a_passage_cannot_steer_the_terminal() -> None:
-    hit = Hit(1, "id\x1b[2J", "title\x1b]0;pwned\x07", "text \x1b[31mred\x9b" * 50, 1.0, 0.5, 1)
-    text = _answer_text(Answer("q", (hit,), {"retrieve": 0.001}), 80)
+    hit = a_hit(id="id\x1b[2J", title="title\x1b]0;pwned\x07", text="text \x1b[31mred\x9b" * 50)
+    text = answer_text(Answer("q", (hit,), None, True, {"retrieve": 0.001}), 80)
     assert all(character.isprintable() for character in text.replace("\n", ""))
 
 
+def bold(text: str) -> str:
+    """What stands in bold, line by line."""
+    return " ".join(re.findall("\x1b\\[1m(.*?)\x1b\\[0m", text))
+
+
+def test_the_answer_is_in_bold_over_all_its_lines_and_only_there() -> None:
+    text = "The moon pulls. Twice a day the sea rises at most shores of the world. The sun adds to it."
+    hit = a_hit(text, (16, 70))
+    shown = answer_text(Answer("q", (hit,), None, True, {}), 40)
+    assert bold(shown) == "Twice a day the sea rises at most shores of the world."
+    assert all(len(re.sub("\x1b\\[.m", "", line)) <= 40 for line in shown.splitlines())
+    assert " ".join(re.sub("\x1b\\[.m", "", shown).split()).startswith(f"1 id 1.00 {text}")
+
+
+def test_an_answer_far_down_a_passage_is_shown() -> None:
+    text = "Nothing of use is said here. " * 30 + "Edo is what it was called. " + "More of nothing. " * 30
+    start = text.index("Edo")
+    shown = answer_text(Answer("q", (a_hit(text, (start, start + 26)),), None, True, {}), 60)
+    assert bold(shown) == "Edo is what it was called." and len(shown.splitlines()) <= 9
+
+
+@pytest.mark.parametrize("answer", [(0, 0), (0, 4), (2, 900), (1000, 1000)])
+def test_any_answer_of_any_passage_fits_the_width(answer: tuple[int, int]) -> None:
+    shown = answer_text(Answer("q", (a_hit("word " * 300, answer),), None, True, {}), 50)
+    assert all(len(re.sub("\x1b\\[.m", "", line)) <= 50 for line in shown.splitlines())
+    assert shown.count("\x1b[1m") == shown.count("\x1b[0m") and "\x02" not in shown and "\x03" not in shown
+
+
+def test_no_good_answer_is_said_first() -> None:
+    nothing = answer_text(Answer("q", (a_hit(),), 0.07, False, {}), 80)
+    assert nothing.startswith("No good answer found (confidence 0.07); the nearest passages:\n")
+    assert "No good answer" not in answer_text(Answer("q", (a_hit(),), 0.7, True, {}), 80)
+    assert answer_text(Answer("q", (), 0.0, False, {}), 80).startswith("No passage shares a word")
+
+
 def test_a_title_longer_than_the_line_is_cut() -> None:
-    hit = Hit(1, "id", "word " * 50, "text", -12345.678, 0.5, 1)
-    first, *_ = _answer_text(Answer("q", (hit,), {}), 40).splitlines()
+    hit = a_hit(title="word " * 50, score=-12345.678)
+    first, *_ = answer_text(Answer("q", (hit,), None, True, {}), 40).splitlines()
     assert len(first) == 40 and "…" in first and first.endswith("-12345.68")
 
 
@@ -230,6 +297,26 @@ def test_a_change_that_cannot_be_made_is_one_line(index: Path, tiny_bundle: Path
     own = Path(shutil.copytree(index, tmp_path / "index"))
     run("delete", own, *(f"p{number}" for number in range(40)))
     assert "is empty: all its passages were deleted" in fails("search", own, "owls", "--bundle", tiny_bundle)
+
+
+def test_a_bundle_whose_reranking_hurts_is_told_of_on_standard_error(
+    tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    def stages(reranked: float) -> dict[str, Any]:
+        return {
+            name: {"mrr@10": {"mean": mean, "low": mean, "high": mean}}
+            for name, mean in (("retriever after", 0.5), ("re-ranked", reranked))
+        }
+
+    for reranked, warned in ((0.4, True), (0.6, False)):
+        models = Bundle.load(tiny_bundle)
+        report = {"split": "dev", "questions": 7, "passages": 40, "depth": 5, "seconds": {}}
+        about = {"metrics": {**report, "stages": stages(reranked)}}
+        save_bundle(tmp_path / "bundle", models.retriever, models.reranker, about)
+        Index.build(tmp_path / "bundle", tiny_dataset, tmp_path / "index")
+        result = run("search", tmp_path / "index", "owls", "--json")
+        assert ("re-ranking made this bundle's ranking worse" in result.stderr) == warned
+        assert len(json.loads(result.stdout)["hits"]) == 5
 
 
 # Evaluate, inspect, demo
@@ -321,6 +408,9 @@ def test_what_is_something_else_is_one_line(
         (["search", "INDEX", " "], "The question is empty"),
         (["search", "INDEX", "owls", "-k", "0"], "k is 0"),
         (["search", "INDEX", "owls", "--depth", "0"], "depth is 0"),
+        (["search", "INDEX", "owls", "--mode", "sparse"], "no mode 'sparse'"),
+        (["search", "INDEX", "owls", "--stopping", "2"], "stopping is 2.0"),
+        (["search", "INDEX", "owls", "--stopping", "0.1"], "did not learn when to stop"),
         (["evaluate", "BUNDLE", "DATA", "--split", "nope"], "no split 'nope'; choose one of dev, test, train"),
         (["evaluate", "BUNDLE", "DATA", "-k", "0"], "k is 0"),
         (["train", "DATA", "--out", "OUT", "--recipe", "slow"], "There is no recipe 'slow'"),

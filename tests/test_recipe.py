@@ -30,7 +30,7 @@ def test_every_ready_recipe_runs_small(name, tiny_model, tiny_dataset, tmp_path)
     recipe = load_recipe(name, [*SMALL, *SHORT, *models(tiny_model)])
     bundle = train(tiny_dataset, tmp_path / "run", recipe)
     stages = bundle.about["metrics"]["stages"]
-    alone = ["re-ranker alone"] if bundle.blend > 0 else []
+    alone = ["re-ranker alone"] if bundle.about["blend"] > 0 else []
     assert list(stages) == ["BM25", "retriever before", "retriever after", "hybrid", "re-ranked", *alone]
     # What was learnt on these questions ranks them at least as well as the re-ranker alone does.
     assert stages["re-ranked"]["mrr@10"]["mean"] >= stages[[*stages][-1]]["mrr@10"]["mean"]

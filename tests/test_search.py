@@ -12,7 +12,10 @@ from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
 from tandemqa.index.dense import DenseIndex
 from tandemqa.index.index import Index
-from tandemqa.search.rank import rerank, retrieve
+from tandemqa.index.lexical import LexicalIndex
+from tandemqa.search.candidates import Mode
+from tandemqa.search.highlight import best_sentences
+from tandemqa.search.rank import fuse, lexical, rerank, retrieve
 from tandemqa.search.searcher import Answer, Searcher
 
 
@@ -135,7 +138,7 @@ def test_numbers_below_one_are_errors(searcher: Searcher, k: int, depth: int, me
 def test_an_answer_is_a_sequence_that_tells_its_time(searcher: Searcher) -> None:
     answer = searcher.search("owls")
     assert answer[0] is answer.hits[0] and answer[-2:] == answer.hits[-2:] and answer[1] in answer
-    assert list(answer.seconds) == ["retrieve", "re-rank", "read"]
+    assert list(answer.seconds) == ["retrieve", "re-rank", "read", "highlight"]
     assert all(seconds > 0 for seconds in answer.seconds.values())
     with pytest.raises(dataclasses.FrozenInstanceError):
         answer[0].score = 1.0  # type: ignore[misc]
@@ -144,3 +147,147 @@ def test_an_answer_is_a_sequence_that_tells_its_time(searcher: Searcher) -> None
 def test_a_searcher_takes_an_open_index_and_a_loaded_bundle(searcher: Searcher, bundle: Bundle) -> None:
     again = Searcher(Index.open(searcher.index.folder), bundle)
     assert again.bundle is bundle and ids(again.search("owls")) == ids(searcher.search("owls"))
+
+
+# Who finds the candidates
+
+
+def with_learnt(searcher: Searcher, **learnt: object) -> Searcher:
+    """The same search, by a bundle that learnt something on dev."""
+    about = {**searcher.bundle.about, **learnt}
+    return Searcher(searcher.index, dataclasses.replace(searcher.bundle, about=about))
+
+
+@pytest.mark.parametrize("mode", ["dense", "bm25", "hybrid"])
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_every_mode_ranks_its_candidates_by_both_models(
+    searcher: Searcher, bundle: Bundle, dataset: Dataset, mode: Mode, share: float | None
+) -> None:
+    texts, questions = [passage.full for passage in dataset.passages], list(dataset.queries.values())
+    retriever, reranker = bundle.retriever, bundle.reranker
+    vectors = retriever.encode(retriever.tokenize(texts), "passage").astype(np.float64)
+    asked = retriever.encode(retriever.tokenize(questions), "query").astype(np.float64)
+    dense = retrieve(retriever, searcher.index.vectors, questions, retriever.tokenize(questions), 8)
+    words = lexical(LexicalIndex.build(texts), questions, questions, 8)
+    candidates = {"dense": dense, "bm25": words, "hybrid": fuse(dense, words, 8, share)}[mode]
+    ids = reranker.tokenize(questions), reranker.tokenize(texts)
+    answers = with_learnt(searcher, blend=3.0, fusion=share).search_many(questions, k=8, depth=8, mode=mode)
+    for number, answer in enumerate(answers):
+        rows = [row for row in candidates.rows[number].tolist() if row >= 0]
+        read = reranker.score(*ids, np.array([(number, row) for row in rows]).reshape(-1, 2))
+        finals = {
+            row: score + 3.0 * float(vectors[row] @ asked[number]) for row, score in zip(rows, read, strict=True)
+        }
+        assert {hit.id for hit in answer} == {dataset.passages.ids[row] for row in rows}
+        for hit in answer:
+            row = dataset.passages.row[hit.id]
+            assert hit.score == pytest.approx(finals[row], abs=0.02)
+            assert hit.retriever_score == pytest.approx(vectors[row] @ asked[number], abs=2e-3)
+            assert hit.reranker_score == pytest.approx(read[rows.index(row)], abs=1e-4)
+            assert hit.retriever_rank == rows.index(row) + 1
+            known = words.rows[number].tolist()
+            if mode == "dense" or row not in known:
+                assert hit.bm25_score is None
+            else:
+                assert hit.bm25_score == pytest.approx(words.scores[number, known.index(row)])
+
+
+def test_bm25_finds_nothing_without_a_shared_word(searcher: Searcher) -> None:
+    answer = with_learnt(searcher, confidence=CONFIDENCE).search("zzzz", mode="bm25")
+    assert len(answer) == 0 and not answer.found and answer.confidence == 0.0
+    assert len(searcher.search("zzzz", mode="hybrid")) == 5
+
+
+def test_an_unknown_mode_is_an_error(searcher: Searcher) -> None:
+    with pytest.raises(TandemError, match="no mode 'sparse'; choose one of dense, bm25, hybrid"):
+        searcher.search("owls", mode="sparse")  # type: ignore[arg-type]
+
+
+# The answer
+
+
+def test_each_hit_has_the_place_of_its_answer(searcher: Searcher, bundle: Bundle, dataset: Dataset) -> None:
+    questions = ["what was Tokyo called before", "how does bread rise"]
+    queries = bundle.retriever.tokenize(questions)
+    for number, answer in enumerate(searcher.search_many(questions, k=40)):
+        passages = [dataset.passages[dataset.passages.row[hit.id]] for hit in answer]
+        expected = best_sentences(bundle.retriever, queries, passages, [number] * 40)
+        assert [(hit.answer_start, hit.answer_end) for hit in answer] == expected
+        assert all(hit.answer and hit.answer == hit.text[hit.answer_start : hit.answer_end] for hit in answer)
+
+
+CONFIDENCE = {"slope": 2.0, "offset": -1.0, "threshold": 0.4}
+
+
+def test_the_confidence_is_that_of_the_first_hit(searcher: Searcher) -> None:
+    for answer in with_learnt(searcher, confidence=CONFIDENCE).search_many(["owls", "bees", "why do prices rise"]):
+        assert answer.confidence == pytest.approx(1 / (1 + np.exp(-(2.0 * answer[0].score - 1.0))))
+        assert answer.found == (answer.confidence >= 0.4)
+    answer = searcher.search("owls")
+    assert answer.confidence is None and answer.found
+
+
+def test_nonsense_in_the_manifest_is_an_error(searcher: Searcher) -> None:
+    with pytest.raises(TandemError, match=r"tandem\.json: confidence\.slope is not valid"):
+        with_learnt(searcher, confidence={**CONFIDENCE, "slope": "steep"})
+
+
+# Stopping early
+
+
+RULE = {"similarity": 1.0, "place": 0.0, "level": 0.0, "level_spread": 1.0, "spread": 1.0, "curve": []}
+
+
+def test_what_was_not_read_stands_behind_in_the_order_of_the_candidates(searcher: Searcher) -> None:
+    early = with_learnt(searcher, stopping=RULE)
+    questions = ["owls", "what was Tokyo called before", "how does bread rise"]
+    for question, together in zip(questions, early.search_many(questions, k=40, stopping=1.0), strict=True):
+        read = [hit for hit in together if hit.reranker_score is not None]
+        left = [hit for hit in together if hit.reranker_score is None]
+        assert 4 <= len(read) < 40 and list(together) == [*read, *left]
+        assert sorted(hit.retriever_rank for hit in read) == list(range(1, len(read) + 1))
+        assert [hit.retriever_rank for hit in left] == list(range(len(read) + 1, 41))
+        scores = [hit.score for hit in together]
+        assert scores == sorted(scores, reverse=True) and np.isfinite(scores).all()
+        alone = early.search(question, k=40, stopping=1.0)
+        assert ids(alone) == ids(together)
+
+
+def test_stopping_zero_reads_all(searcher: Searcher) -> None:
+    early = with_learnt(searcher, stopping=RULE)
+    assert ids(early.search("owls", k=40)) == ids(searcher.search("owls", k=40))
+    assert all(hit.reranker_score is not None for hit in early.search("owls", k=40))
+
+
+def test_a_bundle_that_did_not_learn_to_stop_says_so(searcher: Searcher) -> None:
+    with pytest.raises(TandemError, match="did not learn when to stop"):
+        searcher.search("owls", stopping=0.1)
+    with pytest.raises(TandemError, match=r"stopping is 1\.5; it goes from 0"):
+        searcher.search("owls", stopping=1.5)
+
+
+# Any question at all
+
+
+ODD = {
+    "one letter": "a",
+    "one mark": "?",
+    "no width": "\u200b",
+    "a hundred thousand letters": "x" * 100_000,
+    "a hundred thousand characters of words": "why do prices rise " * 5_263,
+    "emoji": "👩‍👩‍👧 🦉🏽?",
+    "right to left": "ما هي عاصمة اليابان؟ \u202eabc",
+    "controls": "\x1b[2J owls \x07\x08\r\n\t",
+    "a nul": "\x00",
+    "nul among words": "owls\x00fly",
+    "half a pair of accents": "e\u0301\u0301\u0301",
+    "outside the plane": "𝔬𝔴𝔩 𠮷",
+}
+
+
+@pytest.mark.parametrize("mode", ["dense", "bm25", "hybrid"])
+@pytest.mark.parametrize("question", ODD.values(), ids=ODD.keys())
+def test_no_question_is_too_odd(searcher: Searcher, question: str, mode: Mode) -> None:
+    answer = searcher.search(question, k=100, depth=1, mode=mode)
+    assert answer.question == question and len(answer) == (40 if mode != "bm25" else len(set(ids(answer))))
+    assert np.isfinite([(hit.score, hit.retriever_score, hit.reranker_score) for hit in answer]).all()

@@ -10,19 +10,14 @@ import textwrap
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from tandemqa import processes
 from tandemqa.errors import TandemError
-
-if TYPE_CHECKING:
-    from tandemqa.search.searcher import Answer
-
-# Lines of a passage that `search` shows; --json gives all of it.
-SHOWN_LINES = 5
+from tandemqa.terminal import answer_text, printable
 
 
 class _Commands(TyperGroup):
@@ -293,13 +288,13 @@ def explain(
         _print_json(asdict(explanation))
         return
     how = " (pseudo-labelled)" if explanation.pseudo_labelled else ""
-    typer.echo(_printable(f"{explanation.question}{how}"))
+    typer.echo(printable(f"{explanation.question}{how}"))
     typer.echo("rank  retriever  re-ranker  lists  passage")
     for candidate in explanation.candidates:
         rank = "-" if candidate.rank is None else str(candidate.rank)
         retriever = "-" if candidate.retriever_score is None else f"{candidate.retriever_score:.3f}"
         reranker = "-" if candidate.reranker_score is None else f"{candidate.reranker_score:.2f}"
-        name = _printable(textwrap.shorten(candidate.title or candidate.id, 60, placeholder="…"))
+        name = printable(textwrap.shorten(candidate.title or candidate.id, 60, placeholder="…"))
         typer.echo(f"{rank:>4}  {retriever:>9}  {reranker:>9}  {candidate.lists:>5}  {name}")
         typer.echo(f"{'':35}{candidate.why}")
 
@@ -331,6 +326,45 @@ def report(
         _print_json({"report": str(page)})
     else:
         typer.echo(f"The report is {page}; open it in a browser.")
+
+
+@app.command()
+def bundle(
+    retriever: Annotated[
+        str, typer.Option(metavar="MODEL", help="A sentence-transformers model: a folder, a hub id, or a bundle.")
+    ],
+    reranker: Annotated[str, typer.Option(metavar="MODEL", help="A cross-encoder with one score, likewise.")],
+    out: Annotated[Path, typer.Option(metavar="BUNDLE", help="Folder to write; a bundle already there is replaced.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="A folder in BEIR layout, to measure on and learn how to search."),
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="The questions of DATA to learn on.")] = "dev",
+    k: Annotated[int, typer.Option("-k", metavar="N", help="Candidates that are re-ranked on DATA.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Make a bundle of two models, wherever they were trained.
+
+    The retriever's pooling, prompts ("query: "), layers and length are read from its files; what cannot be read
+    exactly is refused. With DATA, the pair is measured and learns what a trained one does at its end: the weights of
+    both scores, when no answer is good, and when re-ranking may stop.
+
+    \b
+    Examples:
+      tandemqa bundle --retriever intfloat/e5-small-v2 --reranker BAAI/bge-reranker-base --out my-bundle
+      tandemqa bundle --retriever run --reranker /models/my-cross-encoder --out my-bundle --data data
+    """
+    from tandemqa.evaluation.pair import make_bundle
+    from tandemqa.evaluation.report import Report
+
+    made = make_bundle(retriever, reranker, out, data, split, k)
+    if as_json:
+        _print_json({"bundle": str(made.folder), **made.about})
+        return
+    if "metrics" in made.about:
+        typer.echo(Report.from_json(made.about["metrics"]).table())
+        typer.echo()
+    typer.echo(f"The bundle is {made.folder}. Next: tandemqa index {out} DATA --out INDEX")
 
 
 @app.command()
@@ -456,9 +490,14 @@ def search(
     index: IndexPath,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
     k: Annotated[int, typer.Option("-k", metavar="N", help="Passages to show.")] = 5,
-    depth: Annotated[
-        int, typer.Option(metavar="N", help="Candidates of the retriever that the re-ranker reads; at least k.")
-    ] = 50,
+    depth: Annotated[int, typer.Option(metavar="N", help="Candidates that the re-ranker reads; at least k.")] = 50,
+    mode: Annotated[
+        str, typer.Option(metavar="MODE", help="Who finds the candidates: dense (the retriever), bm25, or hybrid.")
+    ] = "dense",
+    stopping: Annotated[
+        float,
+        typer.Option(metavar="X", help="From 0, which re-ranks all candidates, to 1: end re-ranking sooner."),
+    ] = 0.0,
     where: Annotated[
         list[str] | None,
         typer.Option(metavar="CONDITION", help="Only passages with lang=en, year>=2001, ...; repeatable, all hold."),
@@ -468,21 +507,29 @@ def search(
 ) -> None:
     """Answer a question from an index.
 
-    The retriever finds candidates, the re-ranker puts the best of them first.
+    The retriever (or BM25, or both) finds candidates, the re-ranker puts the best of them first; the sentence of each
+    that answers best is in bold. A bundle that was measured on dev questions tells when no answer is good, and what a
+    stopping of 0.01, 0.02, ... loses (`tandemqa inspect BUNDLE`).
 
     \b
     Examples:
       tandemqa search my-index "how long does the flu last" -k 3
+      tandemqa search my-index "ICD-10 J11" --mode hybrid
       tandemqa search my-index "how long does the flu last" --json | jq '.hits[0].text'
       tandemqa search my-index "flu vaccines" --where "year>=2001" --where lang=en
     """
+    from tandemqa.evaluation.report import Report
     from tandemqa.search.searcher import Searcher
 
-    answer = Searcher(index, bundle).search(question, k, depth, where or ())
+    searcher = Searcher(index, bundle)
+    metrics = searcher.bundle.about.get("metrics")
+    if metrics is not None and Report.from_json(metrics).reranking_hurts:
+        typer.echo("Warning: on the dev questions re-ranking made this bundle's ranking worse.", err=True)
+    answer = searcher.search(question, k, depth, mode, stopping, where or ())  # type: ignore[arg-type]
     if as_json:
         _print_json(asdict(answer))
     else:
-        typer.echo(_answer_text(answer, min(shutil.get_terminal_size().columns, 100)))
+        typer.echo(answer_text(answer, min(shutil.get_terminal_size().columns, 100)))
 
 
 @app.command()
@@ -581,7 +628,7 @@ def leaks(
     if as_json:
         _print_json(found.as_json())
     else:
-        typer.echo("\n".join(_printable(line) for line in found.text().split("\n")))
+        typer.echo("\n".join(printable(line) for line in found.text().split("\n")))
 
 
 @app.command()
@@ -630,30 +677,3 @@ def demo(
 
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _answer_text(answer: "Answer", width: int) -> str:
-    """The hits for a terminal `width` columns wide."""
-    if not answer.hits:
-        return "No passage fulfils the conditions."
-    blocks = []
-    for hit in answer:
-        score = f"{hit.score:8.2f}"
-        title = textwrap.shorten(_printable(hit.title) or hit.id, width - 4 - len(score), placeholder=" …")
-        text = textwrap.wrap(_printable(hit.text), width - 4, max_lines=SHOWN_LINES, placeholder=" …")
-        source = f"[{_printable(hit.id)}, {hit.retriever_rank} of the retriever at {hit.retriever_score:.3f}]"
-        blocks.append(
-            "\n".join(
-                [
-                    f"{hit.rank:2}  {title:{width - 4 - len(score)}}{score}",
-                    *(f"    {line}" for line in (*text, source)),
-                ]
-            )
-        )
-    spent = ", ".join(f"{stage} {seconds * 1000:.0f} ms" for stage, seconds in answer.seconds.items())
-    return "\n\n".join([*blocks, spent])
-
-
-def _printable(text: str) -> str:
-    """`text` without what would steer the terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)

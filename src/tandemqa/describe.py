@@ -69,5 +69,9 @@ def _lines(values: dict[str, Any], indent: str) -> Iterator[str]:
         if isinstance(value, dict):
             yield f"{indent}{key}:"
             yield from _lines(value, indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            yield f"{indent}{key}:"
+            for entry in value:
+                yield f"{indent}  " + ", ".join(f"{name} {number:.4g}" for name, number in entry.items())
         else:
             yield f"{indent}{key}: {value:,}" if type(value) is int else f"{indent}{key}: {value}"

@@ -17,7 +17,7 @@ from tandemqa.data.tokens import MAX_TOKENS
 from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.errors import TandemError
 
-Pooling = Literal["cls", "mean"]
+Pooling = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 # "auto" computes in bfloat16 where the processor does.
 Precision = Literal["auto", "fp32"]
 
@@ -140,16 +140,27 @@ def hidden_states(model: nn.Module, batch: TokenBatch, words: WordTable | None =
 
 
 def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """One float32 vector per sequence, shape (N, d), from states (N, L, d) and attention mask (N, L)."""
+    """One float32 vector per sequence, shape (N, d), from states (N, L, d) and attention mask (N, L).
+
+    Names and meanings are sentence-transformers'; padding stands at the end.
+    """
     if pooling == "cls":
         return states[:, 0].float()
+    if pooling == "lasttoken":
+        return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1].float()
     weights = mask.unsqueeze(-1).float()
-    return (states.float() * weights).sum(1) / weights.sum(1)
+    if pooling == "max":
+        return states.float().masked_fill(weights == 0, -torch.inf).amax(1)
+    if pooling == "weightedmean":
+        weights = weights * torch.arange(1, mask.shape[1] + 1, device=states.device)[None, :, None]
+    length = weights.sum(1)
+    return (states.float() * weights).sum(1) / (length.sqrt() if pooling == "mean_sqrt_len_tokens" else length)
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that identify a model's weights and shape, whatever folder they came from."""
-    digest = hashlib.sha256()
+def weights_fingerprint(model: nn.Module, *more: str) -> str:
+    """Sixteen hexadecimal digits that identify a model's weights and shape, whatever folder they came from, and
+    whatever `more` there is to it."""
+    digest = hashlib.sha256("\0".join(more).encode())
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             shape = {k: v for k, v in module.config.to_dict().items() if k not in NOT_OF_THE_MODEL}
@@ -161,13 +172,17 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 def check_length(model: nn.Module, length: int, setting: str) -> None:
     """Refuse to read more tokens than the encoder has positions, or than the token store keeps."""
-    config: Any = model.config
+    most = position_limit(model.config)
+    if length > most:
+        raise TandemError(f"{setting} is {length}, but this encoder reads {most} tokens at most; set it to {most}.")
+
+
+def position_limit(config: Any) -> int:
+    """Tokens that an encoder of this configuration reads at most, special ones included."""
     positions = int(getattr(config, "max_position_embeddings", MAX_TOKENS))
     # RoBERTa and its kin count positions from behind the padding id.
     first = int(config.pad_token_id) + 1 if "roberta" in config.model_type else 0
-    most = min(positions - first, MAX_TOKENS)
-    if length > most:
-        raise TandemError(f"{setting} is {length}, but this encoder reads {most} tokens at most; set it to {most}.")
+    return min(positions - first, MAX_TOKENS)
 
 
 def default_device() -> torch.device:

@@ -30,11 +30,6 @@ class Bundle:
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def blend(self) -> float:
-        """How much of the retriever's score is added to the re-ranker's to rank the candidates; learnt on dev."""
-        return float(self.about.get("blend", 0.0))
-
-    @property
     def fingerprint(self) -> str:
         return str(self.about["fingerprint"])
 

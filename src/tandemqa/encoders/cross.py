@@ -28,6 +28,7 @@ from tandemqa.encoders.backbone import (
     pool,
     weights_fingerprint,
 )
+from tandemqa.encoders.dense import Dense
 from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, token_budget_batches, tokenize
 from tandemqa.progress import bar
 
@@ -48,15 +49,26 @@ class RerankerConfig(BaseModel):
 
 
 class CrossEncoder(nn.Module):
-    """`w · h + b` over the pooled state of `[CLS] query [SEP] passage [SEP]` (RocketQAv2, section 3.1)."""
+    """`w · h + b` over the pooled state of `[CLS] query [SEP] passage [SEP]` (RocketQAv2, section 3.1).
 
-    def __init__(self, config: RerankerConfig, tokenizer: Any, encoder: nn.Module, head: nn.Linear) -> None:
+    Models trained elsewhere may have layers between the pooled state and the head.
+    """
+
+    def __init__(
+        self,
+        config: RerankerConfig,
+        tokenizer: Any,
+        encoder: nn.Module,
+        head: nn.Linear,
+        dense: Sequence[Dense] = (),
+    ) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
         self.format = InputFormat(tokenizer)
         self.encoder = encoder
         self.dropout = nn.Dropout(config.head_dropout)
+        self.dense = nn.Sequential(*dense)
         self.head = head
 
     @classmethod
@@ -66,19 +78,22 @@ class CrossEncoder(nn.Module):
         encoder = load_backbone(config.model, config.dropout)
         head = nn.Linear(int(encoder.config.hidden_size), 1)  # type: ignore[union-attr, arg-type]
         saved = layout.load_head(config.model)
-        if saved is None:
+        dense: list[Dense] = []
+        if saved is not None:
+            dense = layout.load_dense(config.model)
+            head = saved
+        else:
             nn.init.normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
-        else:
-            head.load_state_dict(saved)
         check_length(encoder, config.pair_length, "reranker.pair_length")
-        return cls(config, load_tokenizer(config.model), encoder, head).to(default_device())
+        return cls(config, load_tokenizer(config.model), encoder, head, dense).to(default_device())
 
     def save(self, folder: Path) -> None:
         """Write the folder that `sentence_transformers.CrossEncoder` reads."""
         layout.save_reranker(
             folder,
             encoder=self.encoder,
+            dense=list(self.dense),  # type: ignore[arg-type]
             head=self.head,
             tokenizer=self.tokenizer,
             pooling=self.config.pooling,
@@ -87,7 +102,7 @@ class CrossEncoder(nn.Module):
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that identify the weights."""
-        return weights_fingerprint(self)
+        return weights_fingerprint(self, *(layer.name for layer in self.dense if isinstance(layer, Dense)))
 
     def tokenize(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of texts, without special tokens."""
@@ -105,7 +120,7 @@ class CrossEncoder(nn.Module):
         vectors = pool(hidden_states(encoder, batch, words), batch.attention_mask, self.config.pooling)
         # The head is too small to gain from bfloat16, and its rounding would tie neighbouring scores.
         with torch.autocast(vectors.device.type, enabled=False):
-            scores: Tensor = self.head(self.dropout(vectors)).squeeze(-1)
+            scores: Tensor = self.head(self.dropout(self.dense(vectors))).squeeze(-1)
         return scores
 
     @torch.inference_mode()

@@ -1,7 +1,7 @@
 """The retriever: a dual-encoder whose score is the similarity of a query vector and a passage vector."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,8 @@ from tandemqa.encoders.backbone import (
     pool,
     weights_fingerprint,
 )
-from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, token_budget_batches, tokenize
+from tandemqa.encoders.dense import Dense
+from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, prompt_ids, token_budget_batches, tokenize
 from tandemqa.progress import bar
 
 Tower = Literal["query", "passage"]
@@ -42,13 +43,15 @@ class RetrieverConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = Field(BASE_MODEL, description="Starting weights: a folder, a bundle's retriever/ or a hub id.")
-    pooling: Pooling = Field("mean", description="The vector of a text: its [CLS] state, or the mean of all.")
+    pooling: Pooling = Field("mean", description="The vector of a text: its [CLS] state, the mean of all, ...")
     similarity: Literal["dot", "cosine"] = Field("cosine", description="Inner product as it is, or normalised.")
     towers: Literal["shared", "untied"] = Field("shared", description="One encoder for both sides, or one each.")
     query_length: int = Field(
         64, ge=4, description="Tokens a query is cut at by a tower of its own; a shared one has one length for both."
     )
     passage_length: int = Field(128, ge=8, description="Tokens a passage is cut at, special tokens included.")
+    query_prompt: str = Field("", description="Put before every query, as 'query: ' for models trained so.")
+    passage_prompt: str = Field("", description="Put before every passage.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the encoder; the paper uses 0.1.")
     lora_rank: int | None = Field(
         None, ge=1, description="Train adapters of this rank and leave the weights (needs the extra `lora`)."
@@ -61,19 +64,33 @@ class DualEncoder(nn.Module):
     `forward` is for training: it embeds a padded batch with gradient. `encode` is for everything else.
     """
 
-    def __init__(self, config: RetrieverConfig, tokenizer: Any, query_tower: nn.Module, passage_tower: nn.Module):
+    def __init__(
+        self,
+        config: RetrieverConfig,
+        tokenizer: Any,
+        query_tower: nn.Module,
+        passage_tower: nn.Module,
+        dense: Sequence[Dense] = (),
+    ) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
         self.format = InputFormat(tokenizer)
         self.query_tower = query_tower
         self.passage_tower = passage_tower
-        self.size = int(query_tower.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.dense = nn.Sequential(*dense)
+        hidden = int(query_tower.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.size = dense[-1].linear.out_features if dense else hidden
+        self.prompts: dict[Tower, Ids] = {
+            "query": prompt_ids(tokenizer, config.query_prompt),
+            "passage": prompt_ids(tokenizer, config.passage_prompt),
+        }
 
     @classmethod
     def load(cls, config: RetrieverConfig) -> "DualEncoder":
         """Load the weights that `config.model` names; a base model becomes both towers."""
-        settings = {"pooling": config.pooling, "similarity": config.similarity, "towers": config.towers}
+        meaning = ("pooling", "similarity", "towers", "query_prompt", "passage_prompt")
+        settings = {name: getattr(config, name) for name in meaning}
         layout.check_origin(config.model, "retriever", settings)
         sources = layout.tower_sources(config.model)
         query_tower = load_backbone(sources[0], config.dropout)
@@ -84,7 +101,8 @@ class DualEncoder(nn.Module):
             )
         check_length(query_tower, config.query_length if config.towers == "untied" else 0, "retriever.query_length")
         check_length(passage_tower, config.passage_length, "retriever.passage_length")
-        return cls(config, load_tokenizer(sources[0]), query_tower, passage_tower).to(default_device())
+        dense = layout.load_dense(config.model)
+        return cls(config, load_tokenizer(sources[0]), query_tower, passage_tower, dense).to(default_device())
 
     def save(self, folder: Path) -> None:
         """Write the folder that `sentence_transformers.SentenceTransformer` reads."""
@@ -92,23 +110,25 @@ class DualEncoder(nn.Module):
             folder,
             towers=(self.query_tower, self.passage_tower),
             tokenizer=self.tokenizer,
-            size=self.size,
+            dense=list(self.dense),  # type: ignore[arg-type]
             pooling=self.config.pooling,
             normalise=self.config.similarity == "cosine",
             lengths=(self.limit("query"), self.limit("passage")),
+            prompts=(self.config.query_prompt, self.config.passage_prompt),
         )
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that identify the weights."""
-        return weights_fingerprint(self)
+        """Sixteen hexadecimal digits that identify the weights, the prompts and what follows the pooling."""
+        activations = [layer.name for layer in self.dense if isinstance(layer, Dense)]
+        return weights_fingerprint(self, *activations, self.config.query_prompt, self.config.passage_prompt)
 
     def tokenize(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of texts, without special tokens."""
         return tokenize(self.tokenizer, texts)
 
     def frame(self, ids: Ids, tower: Tower) -> Ids:
-        """Add the special tokens to a text's ids and cut it at its tower's length."""
-        return self.format.single(ids, self.limit(tower))
+        """Add the prompt and the special tokens to a text's ids and cut it at its tower's length."""
+        return self.format.single(np.concatenate([self.prompts[tower], ids]), self.limit(tower))
 
     def limit(self, tower: Tower) -> int:
         """Tokens that a tower reads of a text, special tokens included."""
@@ -124,7 +144,12 @@ class DualEncoder(nn.Module):
         return self._vectors(self.tower(tower), batch, words)
 
     def _vectors(self, model: nn.Module, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
-        vectors = pool(hidden_states(model, batch, words), batch.attention_mask, self.config.pooling)
+        return self._pooled(hidden_states(model, batch, words), batch)
+
+    def _pooled(self, states: Tensor, batch: TokenBatch) -> Tensor:
+        vectors = pool(states, batch.attention_mask, self.config.pooling)
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors = self.dense(vectors)
         return nn.functional.normalize(vectors, dim=-1) if self.config.similarity == "cosine" else vectors
 
     @torch.inference_mode()
@@ -141,20 +166,45 @@ class DualEncoder(nn.Module):
         `texts` may be a token store. `show` names a progress bar, or is one to be moved on.
         `precision` "auto" computes in bfloat16 where the processor does.
         """
+        vectors = np.empty((len(texts), self.size), dtype=np.float32)
+        for rows, states, batch in self._read(texts, tower, token_budget, show, precision):
+            vectors[rows] = self._pooled(states, batch).float().cpu().numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def encode_tokens(
+        self, texts: TokenIds, tower: Tower, token_budget: int = 4096, precision: Precision = "auto"
+    ) -> list[npt.NDArray[np.float32]]:
+        """The last state of every token of each text, scaled to unit length: float32 of shape (L, d) a text.
+
+        The prompt and special tokens are left out, and so are tokens beyond the tower's length.
+        """
+        vectors: list[npt.NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(texts)
+        before, after = len(self.format.prefix) + len(self.prompts[tower]), len(self.format.suffix)
+        for rows, states, batch in self._read(texts, tower, token_budget, None, precision):
+            unit = nn.functional.normalize(states.float(), dim=-1).cpu().numpy()
+            lengths = batch.attention_mask.sum(1).tolist()
+            for row, state, length in zip(rows.tolist(), unit, lengths, strict=True):
+                vectors[row] = state[before : length - after]
+        return vectors
+
+    def _read(
+        self, texts: TokenIds, tower: Tower, token_budget: int, show: "str | tqdm[Any] | None", precision: Precision
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Tensor, TokenBatch]]:
+        """The hidden states of the texts, a batch after the other: row numbers, states (N, L, d), the batch."""
         self.eval()
         device = device_of(self)
         lengths = np.fromiter((len(texts[row]) for row in range(len(texts))), dtype=np.int64, count=len(texts))
-        special = len(self.format.prefix) + len(self.format.suffix)
+        special = len(self.format.prefix) + len(self.prompts[tower]) + len(self.format.suffix)
         lengths = np.minimum(lengths + special, self.limit(tower))
         model = for_inference(self.tower(tower), int(lengths.sum()), precision)
-        vectors = np.empty((len(texts), self.size), dtype=np.float32)
         progress = bar(show, len(texts), "text") if isinstance(show, str) else show
-        with autocast(device, enabled=precision == "auto"):
-            for rows in token_budget_batches(lengths, token_budget):
-                batch = self.format.pad([self.frame(texts[int(row)], tower) for row in rows]).to(device)
-                vectors[rows] = self._vectors(model, batch).float().cpu().numpy()
-                if progress is not None:
-                    progress.update(len(rows))
+        for rows in token_budget_batches(lengths, token_budget):
+            batch = self.format.pad([self.frame(texts[int(row)], tower) for row in rows]).to(device)
+            with autocast(device, enabled=precision == "auto"):
+                states = hidden_states(model, batch)
+            yield rows, states, batch
+            if progress is not None:
+                progress.update(len(rows))
         if progress is not None and isinstance(show, str):
             progress.close()
-        return vectors

@@ -112,6 +112,24 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:
     return [_ids(ids) for ids in encoded["input_ids"]]
 
 
+def prompt_ids(tokenizer: Any, prompt: str) -> Ids:
+    """The token ids of a prompt as they stand before any text; a tokeniser that joins them is a `TandemError`."""
+    if not prompt:
+        return _ids([])
+    found = set()
+    for text in ("a", "Owls fly.", "3 x 4", "東京"):
+        together = tokenizer(prompt + text, add_special_tokens=False)["input_ids"]
+        alone = tokenizer(text, add_special_tokens=False)["input_ids"]
+        found.add((tuple(together[: -len(alone)]), together[-len(alone) :] == alone))
+    ids, apart = found.pop()
+    if found or not apart:
+        raise TandemError(
+            f"The prompt {prompt!r} cannot be used: this model's tokeniser joins it with the text behind it, "
+            "and texts are tokenised without it; choose another model or an empty prompt."
+        )
+    return _ids(ids)
+
+
 def token_budget_batches(lengths: npt.NDArray[np.int64], budget: int) -> Iterator[npt.NDArray[np.int64]]:
     """Cut work into batches of similar length: yields arrays of row numbers, longest rows first.
 

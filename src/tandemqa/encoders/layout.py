@@ -1,14 +1,16 @@
 """The folders on disk, in the layout of sentence-transformers 6: its `SentenceTransformer` reads our retriever,
 its `CrossEncoder` our re-ranker. Weights are safetensors."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from tandemqa.encoders.backbone import Pooling, resolve_model
+from tandemqa.encoders.dense import ACTIVATIONS, Dense
 from tandemqa.errors import TandemError
 from tandemqa.files import read_json, write_json
 
@@ -21,6 +23,8 @@ DENSE = "sentence_transformers.base.modules.dense.Dense"
 ROUTER = "sentence_transformers.base.modules.router.Router"
 IDENTITY = "torch.nn.modules.linear.Identity"
 
+EMBEDDING, SCORES = "sentence_embedding", "scores"
+
 QUERY_TOWER, PASSAGE_TOWER = "query_0_Transformer", "document_0_Transformer"
 
 
@@ -28,17 +32,19 @@ def save_retriever(
     folder: Path,
     towers: tuple[nn.Module, nn.Module],
     tokenizer: Any,
-    size: int,
+    dense: Sequence[Dense],
     pooling: Pooling,
     normalise: bool,
     lengths: tuple[int, int],
+    prompts: tuple[str, str],
 ) -> None:
     """Write a dual-encoder: one Transformer if the towers are one object, else a Router with one for each side.
 
-    `towers` and `lengths` (the tokens a text is cut at) are those of the query and of the passage. A shared tower can
-    name one length only: the passage's.
+    `towers`, `lengths` (the tokens a text is cut at) and `prompts` are those of the query and of the passage. A
+    shared tower can name one length only: the passage's. `dense` stand behind the pooling of both.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    size = int(towers[0].config.hidden_size)  # type: ignore[union-attr, arg-type]
     pooling_config = {"embedding_dimension": size, "pooling_mode": pooling, "include_prompt": True}
     if towers[0] is towers[1]:
         _save_transformer(folder, towers[0], tokenizer, lengths[1])
@@ -58,6 +64,8 @@ def save_retriever(
             {"types": types, "structure": {k: list(v) for k, v in sides.items()}, "parameters": parameters},
         )
         modules = [(ROUTER, "")]
+    for layer in dense:
+        modules.append((DENSE, _save_dense(folder, len(modules), layer)))
     if normalise:
         path = f"{len(modules)}_Normalize"
         write_json(folder / path / "config.json", {})
@@ -67,7 +75,7 @@ def save_retriever(
         folder / "config_sentence_transformers.json",
         {
             "model_type": "SentenceTransformer",
-            "prompts": {"query": "", "document": ""},
+            "prompts": {"query": prompts[0], "document": prompts[1]},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine" if normalise else "dot",
         },
@@ -75,31 +83,28 @@ def save_retriever(
 
 
 def save_reranker(
-    folder: Path, encoder: nn.Module, head: nn.Linear, tokenizer: Any, pooling: Pooling, max_length: int
+    folder: Path,
+    encoder: nn.Module,
+    dense: Sequence[Dense],
+    head: nn.Linear,
+    tokenizer: Any,
+    pooling: Pooling,
+    max_length: int,
 ) -> None:
-    """Write a cross-encoder as Transformer, Pooling and Dense, so that the head is linear on the pooled state."""
+    """Write a cross-encoder as Transformer, Pooling and Dense, so that the head is linear on the pooled state (or on
+    what `dense` make of it)."""
     folder.mkdir(parents=True, exist_ok=True)
     _save_transformer(folder, encoder, tokenizer, max_length)
+    size = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
     write_json(
         folder / "1_Pooling" / "config.json",
-        {"embedding_dimension": head.in_features, "pooling_mode": pooling, "include_prompt": True},
+        {"embedding_dimension": size, "pooling_mode": pooling, "include_prompt": True},
     )
-    write_json(
-        folder / "2_Dense" / "config.json",
-        {
-            "in_features": head.in_features,
-            "out_features": 1,
-            "bias": True,
-            "activation_function": IDENTITY,
-            "module_input_name": "sentence_embedding",
-            "module_output_name": "scores",
-        },
-    )
-    save_file(
-        {f"linear.{name}": value.contiguous() for name, value in head.state_dict().items()},
-        folder / "2_Dense" / "model.safetensors",
-    )
-    _save_modules(folder, [(TRANSFORMER, ""), (POOLING, "1_Pooling"), (DENSE, "2_Dense")])
+    modules = [(TRANSFORMER, ""), (POOLING, "1_Pooling")]
+    for layer in dense:
+        modules.append((DENSE, _save_dense(folder, len(modules), layer)))
+    modules.append((DENSE, _save_dense(folder, len(modules), Dense(head, "identity"), SCORES)))
+    _save_modules(folder, modules)
     write_json(
         folder / "config_sentence_transformers.json",
         {"model_type": "CrossEncoder", "activation_fn": IDENTITY, "prompts": {}, "default_prompt_name": None},
@@ -132,15 +137,66 @@ def check_origin(source: str, model: str, settings: dict[str, Any]) -> None:
             )
 
 
-def load_head(source: str) -> dict[str, Tensor] | None:
+def load_dense(source: str) -> list[Dense]:
+    """The layers behind the pooling of a model in this layout, none if it has none; the scoring head is not one."""
+    return [layer for layer, output in _read_dense(source) if output != SCORES]
+
+
+def load_head(source: str) -> nn.Linear | None:
     """The scoring head of a re-ranker folder, or None for a model that has none."""
-    path = Path(resolve_model(source)) / "2_Dense" / "model.safetensors"
-    if not path.exists():
-        return None
-    try:
-        return {name.removeprefix("linear."): value for name, value in load_file(path).items()}
-    except SafetensorError as error:
-        raise TandemError(f"The weights in {path} are damaged; copy the model again.") from error
+    return next((layer.linear for layer, output in _read_dense(source) if output == SCORES), None)
+
+
+def _read_dense(source: str) -> Iterator[tuple[Dense, str]]:
+    """The Dense modules of a folder, each with the name of its output."""
+    folder = Path(resolve_model(source))
+    if not (folder / "modules.json").exists():
+        return
+    for module in read_json(folder / "modules.json"):
+        if not module["type"].endswith(".Dense"):
+            continue
+        path = folder / module["path"]
+        config = read_json(path / "config.json")
+        known = {f"{kind.__module__}.{kind.__qualname__}": name for name, kind in ACTIVATIONS.items()}
+        activation = known.get(config.get("activation_function", ""))
+        output = config.get("module_output_name") or EMBEDDING
+        if (
+            activation is None
+            or config.get("use_residual")
+            or config.get("module_input_name", EMBEDDING) != EMBEDDING
+        ):
+            raise TandemError(f"The layer {path} is of a kind that is not supported here; choose another model.")
+        linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
+        try:
+            weights = load_file(path / "model.safetensors")
+            linear.load_state_dict({name.removeprefix("linear."): value for name, value in weights.items()})
+        except FileNotFoundError as error:
+            raise TandemError(f"{path} holds no model.safetensors, the only form of weights that is read.") from error
+        except (SafetensorError, RuntimeError) as error:
+            raise TandemError(f"The weights in {path} are damaged; copy the model again.") from error
+        yield Dense(linear, activation), output
+
+
+def _save_dense(folder: Path, number: int, layer: Dense, output: str = EMBEDDING) -> str:
+    """Write a Dense module; returns its place in the folder."""
+    path, linear = f"{number}_Dense", layer.linear
+    kind = type(layer.activation)
+    write_json(
+        folder / path / "config.json",
+        {
+            "in_features": linear.in_features,
+            "out_features": linear.out_features,
+            "bias": linear.bias is not None,
+            "activation_function": f"{kind.__module__}.{kind.__qualname__}",
+            "module_input_name": EMBEDDING,
+            "module_output_name": output,
+        },
+    )
+    save_file(
+        {f"linear.{name}": value.contiguous() for name, value in linear.state_dict().items()},
+        folder / path / "model.safetensors",
+    )
+    return path
 
 
 def _save_transformer(folder: Path, model: nn.Module, tokenizer: Any, max_length: int) -> None:

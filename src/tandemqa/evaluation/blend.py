@@ -1,4 +1,4 @@
-"""The final ranking: how much the retriever's score still counts beside the re-ranker's."""
+"""Weights learnt on dev: of the retriever's score beside the re-ranker's, and beside BM25's."""
 
 from collections.abc import Mapping
 
@@ -8,10 +8,23 @@ from numpy.typing import NDArray
 from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run
 from tandemqa.evaluation.metrics import evaluate_run
-from tandemqa.search.rank import blended
+from tandemqa.search.rank import blended, fuse
 
 # The retriever's share, in units in which both models' scores spread alike over a question's candidates.
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+
+# The retriever's share in a hybrid's weighted sum.
+FUSIONS = (None, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.4, 0.3, 0.2, 0.1)
+
+
+def learn_fusion(dense: Run, words: Run, qrels: Qrels, passage_row: Mapping[str, int]) -> float | None:
+    """The retriever's share in the sum of both scores that ranks a hybrid best, by MRR@10 on judged questions.
+
+    None, which is fusion by rank, where no share does better. Both runs rank the same queries.
+    """
+    depth = dense.rows.shape[1]
+    figures = [_mrr(fuse(dense, words, depth, share), qrels, passage_row) for share in FUSIONS]
+    return FUSIONS[int(np.argmax(figures))]
 
 
 def learn_blend(candidates: Run, scores: NDArray[np.float32], qrels: Qrels, passage_row: Mapping[str, int]) -> float:
@@ -24,11 +37,12 @@ def learn_blend(candidates: Run, scores: NDArray[np.float32], qrels: Qrels, pass
     if spread == 0:
         return 0.0
     weights = [share * _spread(candidates, scores) / spread for share in SHARES]
-    figures = [
-        evaluate_run(blended(candidates, scores, weight), qrels, passage_row, ["mrr@10"])["mrr@10"].mean()
-        for weight in weights
-    ]
+    figures = [_mrr(blended(candidates, scores, weight), qrels, passage_row) for weight in weights]
     return float(weights[int(np.argmax(figures))])
+
+
+def _mrr(run: Run, qrels: Qrels, passage_row: Mapping[str, int]) -> float:
+    return float(evaluate_run(run, qrels, passage_row, ["mrr@10"])["mrr@10"].mean())
 
 
 def _spread(candidates: Run, scores: NDArray[np.float32]) -> float:

@@ -16,11 +16,14 @@ from tandemqa.data.tokens import passage_tokens
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
-from tandemqa.evaluation.blend import learn_blend
+from tandemqa.evaluation.blend import learn_blend, learn_fusion
+from tandemqa.evaluation.confidence import learn_confidence
 from tandemqa.evaluation.metrics import counted_queries
 from tandemqa.evaluation.report import Report, measure, write_runs
+from tandemqa.evaluation.stopping import learn_stopping
 from tandemqa.index.lexical import LexicalIndex
 from tandemqa.index.vectors import passage_index
+from tandemqa.search.learnt import Learnt
 from tandemqa.search.rank import blended, followed_by, fuse, lexical, reranker_scores, retrieve
 
 # Deep enough for R@50 of every stage, and for fusion to find what only one of its two runs ranks high.
@@ -35,7 +38,7 @@ def evaluate(
     run_dir: str | Path | None = None,
 ) -> Report:
     """Measure every stage on the questions of `split`: BM25, the retriever before and after its training, hybrid
-    (the trained retriever and BM25 fused), and the trained retriever's top `k` re-ranked.
+    (the trained retriever and BM25 fused as was learnt on dev), and the trained retriever's top `k` re-ranked.
 
     "Before" is left out where the model that the training started from cannot be loaded any more. Where the final
     ranking blends in the retriever's score, "re-ranker alone" is what it would be without. `run_dir` receives a TREC
@@ -45,11 +48,11 @@ def evaluate(
         dataset = load_dataset(dataset)
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
-    rankings = rank_stages(bundle, dataset, split, k)
+    rankings, learnt = rank_stages(bundle, dataset, split, k), Learnt.of(bundle)
     if run_dir is not None:
-        write_runs(rankings.final(bundle.blend), Path(run_dir), dataset.passages.ids)
+        write_runs(rankings.final(learnt), Path(run_dir), dataset.passages.ids)
         write_qrels(dataset.judged(split), Path(run_dir) / "qrels.txt")
-    return rankings.report(bundle.blend)
+    return rankings.report(learnt)
 
 
 @dataclass(frozen=True)
@@ -66,30 +69,39 @@ class Rankings:
     reranker_scores: NDArray[np.float32]
     seconds: dict[str, float]
 
-    def final(self, blend: float) -> dict[str, Run]:
-        """The run of every stage, the re-ranked one with this much of the retriever's score.
+    def final(self, learnt: Learnt) -> dict[str, Run]:
+        """The run of every stage, hybrid and re-ranked with the weights that were learnt.
 
         What the re-ranker did not see stands behind what it saw, in the retriever's order.
         """
-        retrieved = self.runs["retriever after"]
+        retrieved, words = self.runs["retriever after"], self.runs["BM25"]
+        hybrid = fuse(retrieved, words, retrieved.rows.shape[1], learnt.fusion)
         runs = self.runs | {
-            "re-ranked": followed_by(blended(self.candidates, self.reranker_scores, blend), retrieved)
+            "hybrid": break_ties(hybrid, self.dataset.passages.ids),
+            "re-ranked": followed_by(blended(self.candidates, self.reranker_scores, learnt.blend), retrieved),
         }
-        if blend > 0:
+        if learnt.blend > 0:
             alone = blended(self.candidates, self.reranker_scores, 0.0)
             runs["re-ranker alone"] = followed_by(alone, retrieved)
         return runs
 
-    def learn_blend(self) -> float:
-        """The weight of the retriever's score that ranks best on these questions."""
-        qrels = self.dataset.judged(self.split)
-        return learn_blend(self.candidates, self.reranker_scores, qrels, self.dataset.passages.row)
+    def learn(self) -> Learnt:
+        """What ranks best on these questions, how sure it is of its first hit, and when it may stop reading."""
+        qrels, row = self.dataset.judged(self.split), self.dataset.passages.row
+        blend = learn_blend(self.candidates, self.reranker_scores, qrels, row)
+        best = blended(self.candidates, self.reranker_scores, blend)
+        return Learnt(
+            blend=blend,
+            fusion=learn_fusion(self.runs["retriever after"], self.runs["BM25"], qrels, row),
+            confidence=learn_confidence(best, qrels, row),
+            stopping=learn_stopping(self.candidates, self.reranker_scores, blend, qrels, row),
+        )
 
-    def report(self, blend: float) -> Report:
+    def report(self, learnt: Learnt) -> Report:
         """The figures of every stage."""
         qrels = self.dataset.judged(self.split)
         depth = self.candidates.rows.shape[1]
-        return measure(self.final(blend), qrels, self.dataset.passages.row, self.split, depth, self.seconds)
+        return measure(self.final(learnt), qrels, self.dataset.passages.row, self.split, depth, self.seconds)
 
 
 def rank_stages(bundle: Bundle, dataset: Dataset, split: str, k: int) -> Rankings:
@@ -121,8 +133,6 @@ def rank_stages(bundle: Bundle, dataset: Dataset, split: str, k: int) -> Ranking
         index = passage_index(retriever, dataset)
         retrieved = retrieve(retriever, index, query_ids, retriever.tokenize(texts), depth)
         runs["retriever after"] = repeatable(retrieved)
-
-    runs["hybrid"] = repeatable(fuse(runs["retriever after"], runs["BM25"], depth))
 
     with _timed(seconds, "re-ranked"):
         candidates = runs["retriever after"].cut(k)

@@ -135,6 +135,15 @@ class Index:
             rows, scores = np.take_along_axis(all_rows, order, axis=1), np.take_along_axis(all_scores, order, axis=1)
         return rows, scores
 
+    def vectors_of(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """The vectors of the passages at `rows` as they are stored, float32 of shape (n, d)."""
+        found = np.empty((len(rows), self.segments[0].vectors.index.d), dtype=np.float32)
+        for segment in self.segments:
+            own = np.flatnonzero((rows >= segment.rows[0]) & (rows <= segment.rows[-1]))
+            if len(own):
+                found[own] = segment.vectors.vectors(np.searchsorted(segment.rows, rows[own]))
+        return found
+
     def search_words(self, questions: Sequence[str], k: int, where: Sequence[str] = ()) -> Ranking:
         """BM25's k best passages for each question, of those that fulfil every condition in `where`.
 

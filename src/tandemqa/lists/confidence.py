@@ -21,13 +21,14 @@ class Calibration(NamedTuple):
         return np.where(np.isneginf(scores), 0.0, values)
 
 
-def calibrate(positives: NDArray[np.floating], others: NDArray[np.floating]) -> Calibration:
+def calibrate(positives: NDArray[np.floating], others: NDArray[np.floating], balanced: bool = True) -> Calibration:
     """Platt's logistic fit of labelled positives against other candidates, from their scores.
 
-    Both classes weigh the same: a confidence of 0.5 means that a score is as usual for a positive as for another
-    candidate, whatever their number, which is what thresholds such as 0.1 and 0.9 are about. Targets are Platt's
-    smoothed ones, so that classes a score separates wholly still give a finite slope. A slope is never negative: if
-    positives do not score higher than others, every confidence is 0.5.
+    If balanced, both classes weigh the same: a confidence of 0.5 means that a score is as usual for a positive as for
+    another candidate, whatever their number, which is what thresholds such as 0.1 and 0.9 are about. If not, every
+    score weighs the same, and confidences are frequencies where both classes are as frequent as here. Targets are
+    Platt's smoothed ones, so that classes a score separates wholly still give a finite slope. A slope is never
+    negative: if positives do not score higher, every confidence is 0.5 (not balanced: the share of positives).
 
     Raises ValueError if a class is empty. Sources: Platt (1999), "Probabilistic outputs for support vector machines";
     Lin, Lin and Weng (2007) for its Newton iteration.
@@ -38,7 +39,9 @@ def calibrate(positives: NDArray[np.floating], others: NDArray[np.floating]) -> 
     centre, spread = scores.mean(), scores.std() or 1.0
     x = (scores - centre) / spread
     target = np.where(np.arange(len(x)) < len(positives), 1 - 1 / (len(positives) + 2), 1 / (len(others) + 2))
-    weight = np.where(np.arange(len(x)) < len(positives), 0.5 / len(positives), 0.5 / len(others))
+    weight = np.full(len(x), 1 / len(x))
+    if balanced:
+        weight = np.where(np.arange(len(x)) < len(positives), 0.5 / len(positives), 0.5 / len(others))
     features = np.stack([x, np.ones_like(x)], axis=1)
     solution = np.zeros(2)
     loss = _loss(features @ solution, target, weight)
@@ -55,7 +58,9 @@ def calibrate(positives: NDArray[np.floating], others: NDArray[np.floating]) -> 
             break
         loss = new
     slope = float(solution[0] / spread)
-    return Calibration(slope, float(solution[1] - slope * centre)) if slope > 0 else Calibration(0.0, 0.0)
+    if slope > 0:
+        return Calibration(slope, float(solution[1] - slope * centre))
+    return Calibration(0.0, 0.0 if balanced else float(np.log(len(positives) / len(others))))
 
 
 def _loss(logits: NDArray[np.float64], target: NDArray[np.float64], weight: NDArray[np.float64]) -> float:

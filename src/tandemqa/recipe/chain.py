@@ -319,9 +319,9 @@ class Chain:
         assert config.split is not None
         pair = Bundle(folder, self.retriever, self.reranker, {"started_from": self.started_from})
         rankings = rank_stages(pair, self.dataset, config.split, config.depth)
-        blend = rankings.learn_blend()
-        write_runs(rankings.final(blend), folder, self.dataset.passages.ids)
-        write_json(folder / EVALUATION, {"blend": blend, "metrics": rankings.report(blend).as_json()})
+        learnt = rankings.learn()
+        write_runs(rankings.final(learnt), folder, self.dataset.passages.ids)
+        write_json(folder / EVALUATION, learnt.model_dump() | {"metrics": rankings.report(learnt).as_json()})
 
     def _refreshed(self, folder: Path, seed: int) -> Listwise:
         """Lists from the models in the midst of their training; found in `folder` after an interruption."""

@@ -27,22 +27,42 @@ def lexical(index: LexicalIndex, query_ids: list[str], queries: Sequence[str], k
     return Run(query_ids, *index.search(queries, k))
 
 
-def fuse(first: Run, second: Run, k: int) -> Run:
-    """Reciprocal rank fusion of two runs over the same queries: the sum of 1 / (60 + rank), k best kept.
+def fuse(first: Run, second: Run, k: int, share: float | None = None) -> Run:
+    """Two runs over the same queries as one, k best kept; equal sums keep the order of `first`.
 
-    Equal sums keep the order of `first`.
+    Without a `share`, by reciprocal rank: the sum of 1 / (60 + rank). With one, by scores: `share` times that of
+    `first` plus the rest times that of `second`, each scaled to 0 to 1 over its ranking; a passage that a run does
+    not rank has 0 there (Bruch, Gai and Ingber, TOIS 2023).
     """
+    weights = (1.0, 1.0) if share is None else (share, 1.0 - share)
     rows = np.full((len(first.query_ids), k), -1, dtype=np.int32)
     scores = np.full(rows.shape, -np.inf, dtype=np.float32)
-    for number, rankings in enumerate(zip(first.rows, second.rows, strict=True)):
+    parts = [(run.rows, _reciprocal_ranks(run) if share is None else _scaled(run)) for run in (first, second)]
+    for number in range(len(first.query_ids)):
         sums: dict[int, float] = {}
-        for ranking in rankings:
-            for place, row in enumerate(ranking[ranking >= 0].tolist()):
-                sums[row] = sums.get(row, 0.0) + 1.0 / (RRF_CONSTANT + place + 1)
+        for weight, (ranked, values) in zip(weights, parts, strict=True):
+            for row, value in zip(ranked[number].tolist(), values[number].tolist(), strict=True):
+                if row >= 0:
+                    sums[row] = sums.get(row, 0.0) + weight * value
         best = sorted(sums, key=sums.__getitem__, reverse=True)[:k]
         rows[number, : len(best)] = best
         scores[number, : len(best)] = [sums[row] for row in best]
     return Run(first.query_ids, rows, scores)
+
+
+def _reciprocal_ranks(run: Run) -> NDArray[np.float64]:
+    return np.broadcast_to(1.0 / (RRF_CONSTANT + 1.0 + np.arange(run.rows.shape[1])), run.rows.shape)
+
+
+def _scaled(run: Run) -> NDArray[np.float64]:
+    """The scores of each ranking moved and stretched to 0 to 1; all 1 where they are equal."""
+    present = run.rows >= 0
+    scores = run.scores.astype(np.float64)
+    low = np.where(present, scores, np.inf).min(axis=1, initial=np.inf, keepdims=True)
+    high = np.where(present, scores, -np.inf).max(axis=1, initial=-np.inf, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scaled = (scores - low) / (high - low)
+    return np.where(high > low, scaled, 1.0)
 
 
 def rerank(
@@ -58,10 +78,18 @@ def rerank(
 
 
 def reranker_scores(
-    reranker: CrossEncoder, candidates: Run, queries: TokenIds, passages: TokenIds, show: str | None = None
+    reranker: CrossEncoder,
+    candidates: Run,
+    queries: TokenIds,
+    passages: TokenIds,
+    show: str | None = None,
+    wanted: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
-    """The re-ranker's score of every candidate, float32 of the candidates' shape, -inf where there is none."""
+    """The re-ranker's score of every candidate (or of those `wanted`), float32 of the candidates' shape, -inf where
+    there is none."""
     present = candidates.rows >= 0
+    if wanted is not None:
+        present &= wanted
     query_rows, places = np.nonzero(present)
     pairs = np.stack([query_rows, candidates.rows[present]], axis=1).astype(np.int64)
     scores = np.full(candidates.rows.shape, -np.inf, dtype=np.float32)
@@ -85,13 +113,18 @@ def followed_by(first: Run, whole: Run) -> Run:
 
 
 def blended(candidates: Run, scores: NDArray[np.float32], blend: float) -> Run:
-    """The candidates in the order of `scores` (their shape) plus `blend` times their own; ties keep their order."""
+    """The candidates in the order of `scores` (their shape) plus `blend` times their own; ties keep their order.
+
+    A candidate whose score is -inf was not read: it stands behind those that were, where the scores go on falling by
+    1 from place to place.
+    """
     present = candidates.rows >= 0
     sums = scores.copy()
     sums[present] += np.float32(blend) * candidates.scores[present]
     order = np.argsort(-sums, axis=1, kind="stable")
+    rows, sums = np.take_along_axis(candidates.rows, order, axis=1), np.take_along_axis(sums, order, axis=1)
+    unread = (rows >= 0) & np.isneginf(sums)
+    last = np.where(np.isfinite(sums), sums, np.inf).min(axis=1, initial=np.inf, keepdims=True)
     return Run(
-        candidates.query_ids,
-        np.take_along_axis(candidates.rows, order, axis=1),
-        np.take_along_axis(sums, order, axis=1),
+        candidates.query_ids, rows, np.where(unread, last - np.cumsum(unread, axis=1), sums).astype(np.float32)
     )

@@ -1,23 +1,38 @@
-"""Questions answered from an index: the retriever finds candidates, the re-ranker orders them."""
+"""Questions answered from an index: the first stage finds candidates, the re-ranker orders them."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tandemqa.data.dataset import Passage
 from tandemqa.data.runs import Run
+from tandemqa.data.tokens import TokenIds
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
 from tandemqa.index.index import Index
-from tandemqa.search.rank import rerank
+from tandemqa.lists.confidence import Calibration
+from tandemqa.search.candidates import Candidates, Mode, find
+from tandemqa.search.highlight import best_sentences
+from tandemqa.search.learnt import Learnt
+from tandemqa.search.rank import blended, reranker_scores
+from tandemqa.search.stopping import read_until_settled
+
+STAGES = ("retrieve", "re-rank", "read", "highlight")
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One passage found. `rank` and `retriever_rank` count from 1.
+    """One passage found. `rank` and `retriever_rank`, its place before re-ranking, count from 1.
 
-    `score` is what the hits are ranked by: the re-ranker's, plus the bundle's blend of the retriever's.
+    `score` is what the hits are ranked by: the re-ranker's, plus the bundle's blend of the retriever's. Where
+    re-ranking stopped early, what was not read has no `reranker_score`, and a `score` that only keeps the order.
+    `bm25_score` is there where BM25 was asked and found the passage. `answer` is the sentence that answers best:
+    `text[answer_start:answer_end]`, empty if the passage has no text.
     """
 
     rank: int
@@ -25,19 +40,29 @@ class Hit:
     title: str
     text: str
     score: float
+    reranker_score: float | None
     retriever_score: float
     retriever_rank: int
+    bm25_score: float | None
+    answer: str = ""
+    answer_start: int = 0
+    answer_end: int = 0
 
 
 @dataclass(frozen=True)
 class Answer(Sequence[Hit]):
     """The hits of one question, best first; a sequence of `Hit`.
 
-    seconds: what each stage took ("retrieve", "re-rank", "read"); of questions asked together, each one's share.
+    confidence: the probability that the first hit answers the question; None if the bundle did not learn it on dev.
+    found: whether there is a hit, and no confidence below what was learnt to tell answers from none.
+    seconds: what each stage took ("retrieve", "re-rank", "read", "highlight"); of questions asked together, each
+    one's share.
     """
 
     question: str
     hits: tuple[Hit, ...]
+    confidence: float | None
+    found: bool
     seconds: dict[str, float]
 
     def __len__(self) -> int:
@@ -60,63 +85,143 @@ class Searcher:
         """`bundle` is needed only if it is no longer where it was when the index was built."""
         self.index = index if isinstance(index, Index) else Index.open(index)
         self.bundle = self.index.load_bundle(bundle)
+        self.learnt = Learnt.of(self.bundle)
 
-    def search(self, question: str, k: int = 5, depth: int = 50, where: Sequence[str] = ()) -> Answer:
-        """The `k` passages that answer `question` best, of the retriever's top `depth`.
-
-        Only passages that fulfil all conditions in `where`, such as "year>=2001", are searched.
-        """
-        return self.search_many([question], k, depth, where)[0]
+    def search(
+        self,
+        question: str,
+        k: int = 5,
+        depth: int = 50,
+        mode: Mode = "dense",
+        stopping: float = 0.0,
+        where: Sequence[str] = (),
+    ) -> Answer:
+        """The `k` passages that answer `question` best, of the first stage's top `depth`; see `search_many`."""
+        return self.search_many([question], k, depth, mode, stopping, where)[0]
 
     def search_many(
-        self, questions: Sequence[str], k: int = 5, depth: int = 50, where: Sequence[str] = ()
+        self,
+        questions: Sequence[str],
+        k: int = 5,
+        depth: int = 50,
+        mode: Mode = "dense",
+        stopping: float = 0.0,
+        where: Sequence[str] = (),
     ) -> list[Answer]:
         """Search for many questions at once, which is faster than one by one.
 
-        At least `k` candidates are re-ranked, whatever `depth`; both are cut at the size of the index. A question
-        that is empty or no Unicode text, and a `k` or `depth` below 1, is a `TandemError`.
+        mode: who finds the candidates: the retriever ("dense"), "bm25", or both ("hybrid"). stopping: 0 re-ranks all
+        candidates; up to 1, re-ranking ends sooner and loses more (`search.stopping`; the bundle's curve is that of
+        the mode "dense"). At least `k` candidates are found, whatever `depth`; both are cut at the size of the index.
+        A question that is empty or no Unicode text, and an option out of its range, is a `TandemError`.
         """
         if k < 1:
             raise TandemError(f"k is {k}; ask for at least 1 passage.")
         if depth < 1:
             raise TandemError(f"depth is {depth}; at least 1 candidate must be re-ranked.")
+        if not 0 <= stopping <= 1:
+            raise TandemError(f"stopping is {stopping}; it goes from 0, which reads all candidates, to 1.")
+        if stopping > 0 and self.learnt.stopping is None:
+            raise TandemError(
+                f"The bundle {self.bundle.folder} did not learn when to stop, which takes dev questions; "
+                "search with stopping 0."
+            )
         for question in questions:
             _check(question)
         if not len(self.index):
             raise TandemError(f"The index {self.index.folder} is empty: all its passages were deleted; add some.")
         if not questions:
             return []
-        started = time.perf_counter()
-        retriever, reranker = self.bundle.retriever, self.bundle.reranker
-        vectors = retriever.encode(retriever.tokenize(questions), "query")
-        count = min(max(k, depth), len(self.index))
-        candidates = Run(list(questions), *self.index.search_vectors(vectors, count, where))
-        retrieved = time.perf_counter()
-        best = rerank(reranker, candidates, reranker.tokenize(questions), self.index.tokens, self.bundle.blend).cut(k)
-        reranked = time.perf_counter()
-
-        hits = [self._hits(candidates, best, number) for number in range(len(questions))]
+        times = [time.perf_counter()]
+        retriever = self.bundle.retriever
+        queries = retriever.tokenize(questions)
+        candidates = find(self.index, retriever, questions, queries, max(k, depth), mode, self.learnt.fusion, where)
+        times.append(time.perf_counter())
+        scores = self._reranker_scores(questions, candidates, stopping, k)
+        by_similarity = Run(candidates.run.query_ids, candidates.run.rows, candidates.similarity)
+        best = blended(by_similarity, scores, self.learnt.blend).cut(k)
+        times.append(time.perf_counter())
+        hits = self._hits(candidates, scores, best)
+        times.append(time.perf_counter())
+        hits = self._with_answers(queries, hits)
+        times.append(time.perf_counter())
         seconds = {
-            "retrieve": (retrieved - started) / len(questions),
-            "re-rank": (reranked - retrieved) / len(questions),
-            "read": (time.perf_counter() - reranked) / len(questions),
+            stage: (end - start) / len(questions)
+            for stage, start, end in zip(STAGES, times[:-1], times[1:], strict=True)
         }
-        return [Answer(question, found, seconds) for question, found in zip(questions, hits, strict=True)]
+        return [
+            Answer(question, tuple(found), *self._confidence(found), seconds)
+            for question, found in zip(questions, hits, strict=True)
+        ]
 
-    def _hits(self, candidates: Run, best: Run, number: int) -> tuple[Hit, ...]:
-        """The re-ranked passages of one question, with what the retriever made of each."""
-        rows = [row for row in best.rows[number].tolist() if row >= 0]
-        place = {row: i for i, row in enumerate(candidates.rows[number].tolist())}
-        return tuple(
-            Hit(
-                rank,
-                *passage,
-                score=float(best.scores[number, rank - 1]),
-                retriever_score=float(candidates.scores[number, place[row]]),
-                retriever_rank=place[row] + 1,
+    def _reranker_scores(
+        self, questions: Sequence[str], candidates: Candidates, stopping: float, k: int
+    ) -> NDArray[np.float32]:
+        """The re-ranker's score of each candidate, float32 of the run's shape, -inf for those it did not read."""
+        reranker, run = self.bundle.reranker, candidates.run
+        queries = reranker.tokenize(questions)
+        if stopping == 0 or self.learnt.stopping is None:
+            return reranker_scores(reranker, run, queries, self.index.tokens)
+        scores = np.full(run.rows.shape, -np.inf, dtype=np.float32)
+
+        def read(wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
+            new = reranker_scores(reranker, run, queries, self.index.tokens, wanted=wanted)
+            scores[wanted] = new[wanted]
+            return new + np.float32(self.learnt.blend) * candidates.similarity
+
+        read_until_settled(run.rows >= 0, candidates.similarity, read, self.learnt.stopping, stopping, k)
+        return scores
+
+    def _hits(self, candidates: Candidates, scores: NDArray[np.float32], best: Run) -> list[list[Hit]]:
+        """The best passages of each question, with what both stages made of each, still without their answers."""
+        words = candidates.words
+        hits: list[list[Hit]] = []
+        for number, ranking in enumerate(best.rows.tolist()):
+            rows = [row for row in ranking if row >= 0]
+            place = {row: i for i, row in enumerate(candidates.run.rows[number].tolist())}
+            hits.append(
+                [
+                    Hit(
+                        rank,
+                        *passage,
+                        score=float(best.scores[number, rank - 1]),
+                        reranker_score=_finite(scores[number, place[row]]),
+                        retriever_score=float(candidates.similarity[number, place[row]]),
+                        retriever_rank=place[row] + 1,
+                        bm25_score=None if words is None else _finite(words[number, place[row]]),
+                    )
+                    for rank, (row, passage) in enumerate(
+                        zip(rows, self.index.passages.rows(rows), strict=True), start=1
+                    )
+                ]
             )
-            for rank, (row, passage) in enumerate(zip(rows, self.index.passages.rows(rows), strict=True), start=1)
-        )
+        return hits
+
+    def _with_answers(self, queries: TokenIds, hits: list[list[Hit]]) -> list[list[Hit]]:
+        """The hits with the sentence of each that answers best."""
+        own = [number for number, found in enumerate(hits) for _ in found]
+        passages = [Passage(hit.id, hit.title, hit.text) for found in hits for hit in found]
+        spans = iter(best_sentences(self.bundle.retriever, queries, passages, own))
+        return [
+            [
+                replace(hit, answer=hit.text[start:end], answer_start=start, answer_end=end)
+                for hit, (start, end) in zip(found, spans, strict=False)
+            ]
+            for found in hits
+        ]
+
+    def _confidence(self, hits: Sequence[Hit]) -> tuple[float | None, bool]:
+        """How sure the first hit is, and whether that is enough."""
+        learnt = self.learnt.confidence
+        if learnt is None:
+            return None, bool(hits)
+        best = np.array([hits[0].score if hits else -np.inf])
+        confidence = float(Calibration(learnt.slope, learnt.offset).confidence(best)[0])
+        return confidence, confidence >= learnt.threshold and bool(hits)
+
+
+def _finite(score: np.float32) -> float | None:
+    return float(score) if np.isfinite(score) else None
 
 
 def _check(question: str) -> None:

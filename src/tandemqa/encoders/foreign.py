@@ -1,0 +1,197 @@
+"""Models trained elsewhere: sentence-transformers' retrievers and cross-encoders, read exactly or refused."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from tandemqa.data.tokens import MAX_TOKENS
+from tandemqa.encoders.backbone import default_device, load_tokenizer, position_limit, resolve_model
+from tandemqa.encoders.bundle import MANIFEST, check_bundle
+from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
+from tandemqa.encoders.dense import Activation, Dense
+from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
+from tandemqa.errors import TandemError
+from tandemqa.files import read_json
+
+# What is fetched from a hub: no pickled weights, no code.
+FETCHED = ["*.json", "*.txt", "*.model", "*.safetensors"]
+
+POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+# Of each kind of classifier: the layer on the [CLS] state, what follows it, and the layer that gives the score.
+CLASSIFIERS: dict[str, tuple[str, Activation, str]] = {
+    "bert": ("bert.pooler.dense", "tanh", "classifier"),
+    "roberta": ("classifier.dense", "tanh", "classifier.out_proj"),
+    "xlm-roberta": ("classifier.dense", "tanh", "classifier.out_proj"),
+    "electra": ("classifier.dense", "gelu", "classifier.out_proj"),
+    "distilbert": ("pre_classifier", "relu", "classifier"),
+}
+
+
+def read_retriever(source: str) -> DualEncoder:
+    """The retriever of a bundle or a run of ours, or any sentence-transformers model of Transformer, Pooling, Dense
+    and Normalize, from a folder or a hub; a plain encoder is mean-pooled, as sentence-transformers does.
+
+    Vectors equal sentence-transformers' (of unit length where the model compares by cosine), but for texts of more
+    than 512 tokens, which are cut there. Anything that cannot be read exactly is a `TandemError`.
+    """
+    own = _of_bundle(source, "retriever")
+    if own is not None:
+        place, known = own
+        return DualEncoder.load(RetrieverConfig(**known | {"model": str(place)}))
+    folder = _local(source)
+    settings: dict[str, Any] = {"model": str(folder), "similarity": "cosine", "pooling": "mean"}
+    if (folder / "modules.json").exists():
+        settings |= _retriever_modules(folder, source)
+    settings |= _prompts(folder, source)
+    settings["passage_length"] = _length(folder)
+    return DualEncoder.load(RetrieverConfig(**settings))
+
+
+def read_reranker(source: str) -> CrossEncoder:
+    """The re-ranker of a bundle or a run of ours, or a cross-encoder with one label from a folder or a hub: a
+    sequence classifier of the kinds in CLASSIFIERS.
+
+    Its score is the logit. Where sentence-transformers puts it through a sigmoid, the order is the same, and the
+    logit still tells apart what rounds to 1. Anything that cannot be read exactly is a `TandemError`.
+    """
+    own = _of_bundle(source, "reranker")
+    if own is not None:
+        place, known = own
+        return CrossEncoder.load(RerankerConfig(**known | {"model": str(place)}))
+    folder = _local(source)
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type")
+    labels = len(config.get("id2label") or range(config.get("num_labels", 2)))
+    if kind not in CLASSIFIERS or labels != 1 or not str(config.get("architectures")).count("SequenceClassification"):
+        raise TandemError(
+            f"{source} cannot be the re-ranker: it is {_named(config)} with {labels} labels, and what is read are "
+            f"sequence classifiers of the kinds {', '.join(CLASSIFIERS)} with one label."
+        )
+    if any(_settings(folder).get("prompts", {}).values()):
+        raise TandemError(f"{source} cannot be the re-ranker: it has prompts, which are not supported for pairs.")
+    model, (inner, activation, outer) = _classifier(folder, source), CLASSIFIERS[kind]
+    dense = Dense(_linear(model, inner), activation)
+    read_as = RerankerConfig(model=str(folder), pooling="cls", pair_length=_length(folder))
+    reranker = CrossEncoder(read_as, load_tokenizer(str(folder)), model.base_model, _linear(model, outer), [dense])
+    return reranker.to(default_device())
+
+
+def _of_bundle(source: str, model: str) -> tuple[Path, dict[str, Any]] | None:
+    """The folder and settings of a bundle's model, if `source` is a run, a bundle or that model's folder in one."""
+    given = Path(source)
+    for place in (given, given / "bundle", given.parent if given.name == model else given):
+        if (place / MANIFEST).exists():
+            folder, about = check_bundle(place)
+            return folder / model, about[model]
+    return None
+
+
+def _local(source: str) -> Path:
+    """The folder of a model, fetched from a hub if it is not here."""
+    folder = Path(resolve_model(source))
+    if folder.is_dir():
+        if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
+            raise TandemError(f"{source} holds no model: neither modules.json nor config.json is there.")
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(folder), allow_patterns=FETCHED))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise TandemError(f"{source} is no folder and could not be fetched from a hub: {reason}.") from error
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "config_sentence_transformers.json"
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def _retriever_modules(folder: Path, source: str) -> dict[str, Any]:
+    """The settings that the modules of a sentence-transformers model amount to."""
+    modules = [
+        (str(module["type"]).rpartition(".")[2], folder / module["path"])
+        for module in read_json(folder / "modules.json")
+    ]
+    kinds = [kind for kind, _ in modules]
+    layers = kinds[2:-1] if kinds[-1] == "Normalize" else kinds[2:]
+    if kinds[:2] != ["Transformer", "Pooling"] or set(layers) - {"Dense"} or modules[0][1] != folder:
+        raise TandemError(
+            f"{source} cannot be the retriever: it is made of {', '.join(kinds)}, and what is read is Transformer, "
+            "Pooling, any Dense, and at most one Normalize at the end."
+        )
+    pooling = read_json(modules[1][1] / "config.json")
+    modes = pooling.get("pooling_mode") or [name for key, name in POOLING_KEYS.items() if pooling.get(key)]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if len(modes) != 1 or not pooling.get("include_prompt", True):
+        raise TandemError(
+            f"{source} cannot be the retriever: its pooling ({', '.join(modes) or 'none'}"
+            f"{'' if pooling.get('include_prompt', True) else ', without the prompt'}) is not supported."
+        )
+    similarity = _settings(folder).get("similarity_fn_name") or "cosine"
+    if similarity not in ("cosine", "dot"):
+        raise TandemError(f"{source} cannot be the retriever: it compares by {similarity}, not by cosine or dot.")
+    transformer = folder / "sentence_bert_config.json"
+    if transformer.exists() and read_json(transformer).get("do_lower_case"):
+        tokenizer = load_tokenizer(str(folder))
+        if tokenizer.tokenize("ÉA") != tokenizer.tokenize("éa"):
+            raise TandemError(f"{source} cannot be the retriever: its texts are lowercased outside its tokeniser.")
+    return {"pooling": modes[0], "similarity": "cosine" if kinds[-1] == "Normalize" else similarity}
+
+
+def _prompts(folder: Path, source: str) -> dict[str, str]:
+    prompts = _settings(folder).get("prompts") or {}
+    passage = next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), "")
+    return {"query_prompt": prompts.get("query") or "", "passage_prompt": passage}
+
+
+def _length(folder: Path) -> int:
+    """Tokens that the model reads, special ones included, as sentence-transformers cuts them; 512 at most."""
+    path = folder / "sentence_bert_config.json"
+    length = read_json(path).get("max_seq_length") if path.exists() else None
+    tokenizer = load_tokenizer(str(folder))
+    return int(min(length or MAX_TOKENS, tokenizer.model_max_length, position_limit(_config(folder))))
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def _classifier(folder: Path, source: str) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise TandemError(f"The re-ranker {source} could not be loaded: {reason}.") from error
+    if loading["missing_keys"]:
+        raise TandemError(
+            f"The re-ranker {source} lacks weights ({sorted(loading['missing_keys'])[0]}); copy it again."
+        )
+    return model
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def _named(config: dict[str, Any]) -> str:
+    return str((config.get("architectures") or [config.get("model_type", "a model")])[0])

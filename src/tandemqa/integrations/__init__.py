@@ -1,0 +1,1 @@
+"""Search as the retriever of other frameworks; needs the extra `integrations`."""

@@ -1,0 +1,27 @@
+"""Search as a retriever of LlamaIndex."""
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+
+from tandemqa.integrations.metadata import metadata
+from tandemqa.search.candidates import Mode
+from tandemqa.search.searcher import Searcher
+
+
+class TandemRetriever(BaseRetriever):
+    """`TandemRetriever(Searcher("index"), k=5).retrieve("a question")`: nodes with scores, best first."""
+
+    def __init__(
+        self, searcher: Searcher, k: int = 5, depth: int = 50, mode: Mode = "dense", stopping: float = 0.0
+    ) -> None:
+        """k: passages to find; depth: candidates that are re-ranked."""
+        super().__init__()
+        self.searcher = searcher
+        self.k, self.depth, self.mode, self.stopping = k, depth, mode, stopping
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        answer = self.searcher.search(query_bundle.query_str, self.k, self.depth, self.mode, self.stopping)
+        return [
+            NodeWithScore(node=TextNode(id_=hit.id, text=hit.text, metadata=metadata(answer, hit)), score=hit.score)
+            for hit in answer
+        ]

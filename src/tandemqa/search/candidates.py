@@ -1,0 +1,83 @@
+"""The first stage over an index: by the retriever, by BM25, or by both.
+
+The only place of search that asks an index for passages.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tandemqa.data.runs import Run
+from tandemqa.data.tokens import TokenIds
+from tandemqa.encoders.dual import DualEncoder
+from tandemqa.errors import TandemError
+from tandemqa.index.index import Index
+from tandemqa.search.rank import fuse
+
+Mode = Literal["dense", "bm25", "hybrid"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the first stage found for Q questions, k at most for each.
+
+    run: rows and the scores that they were ranked by, best first.
+    similarity: the retriever's score of each, float32 of the run's shape, -inf where there is none.
+    words: BM25's, -inf where BM25 did not find it; None in the mode "dense".
+    """
+
+    run: Run
+    similarity: NDArray[np.float32]
+    words: NDArray[np.float32] | None
+
+
+def find(
+    index: Index,
+    retriever: DualEncoder,
+    questions: Sequence[str],
+    queries: TokenIds,
+    k: int,
+    mode: Mode,
+    share: float | None = None,
+    where: Sequence[str] = (),
+) -> Candidates:
+    """The `k` best candidates for each question; queries: the questions as the retriever's token ids.
+
+    share: the retriever's part in a hybrid's weighted sum; None fuses by rank. Whatever ranked a candidate, it comes
+    with its similarity, so that a final score means the same in every mode. Only passages that fulfil all conditions
+    in `where`, such as "year>=2001", are found.
+    """
+    if mode not in get_args(Mode):
+        raise TandemError(f"There is no mode {mode!r}; choose one of {', '.join(get_args(Mode))}.")
+    k = min(k, len(index))
+    names = list(questions)
+    vectors = retriever.encode(queries, "query")
+    if mode == "dense":
+        run = Run(names, *index.search_vectors(vectors, k, where))
+        return Candidates(run, run.scores, None)
+    words = Run(names, *index.search_words(questions, k, where))
+    if mode == "bm25":
+        return Candidates(words, _similarity(index, vectors, words.rows), words.scores)
+    run = fuse(Run(names, *index.search_vectors(vectors, k, where)), words, k, share)
+    return Candidates(run, _similarity(index, vectors, run.rows), _looked_up(words, run.rows))
+
+
+def _similarity(index: Index, vectors: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The inner product of each query's vector (Q, d) with those of its passages, float32 of the shape of `rows`."""
+    scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+    for number, vector in enumerate(vectors):
+        present = rows[number] >= 0
+        scores[number, present] = index.vectors_of(rows[number, present]) @ vector
+    return scores
+
+
+def _looked_up(run: Run, rows: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The scores that `run` gives to `rows`, -inf to those that it does not rank."""
+    scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+    for number, wanted in enumerate(rows.tolist()):
+        known = dict(zip(run.rows[number].tolist(), run.scores[number].tolist(), strict=True))
+        scores[number] = [known.get(row, -np.inf) for row in wanted]
+    return scores

@@ -1,0 +1,60 @@
+"""The answer inside a passage: its sentence that is nearest to the question, found with the retriever."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tandemqa.data.dataset import Passage
+from tandemqa.data.tokens import TokenIds
+from tandemqa.encoders.dual import DualEncoder
+from tandemqa.search.sentences import sentences
+
+# Sentences looked at in one passage, so that a whole book as a passage does not take a minute.
+MOST = 100
+# Sentences whose token states are held at once, some hundred megabytes at the most.
+BLOCK = 1024
+
+
+def best_sentences(
+    retriever: DualEncoder, queries: TokenIds, passages: Sequence[Passage], own: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Where the sentence of each passage that answers its query best begins and ends in the text, in characters.
+
+    queries: the retriever's token ids; own: the row of each passage's query. A sentence is read behind the title of
+    its passage; of equal ones the first is taken. A passage without text has the span (0, 0).
+    """
+    spans = [sentences(passage.text)[:MOST] for passage in passages]
+    texts = [
+        f"{passage.title} {passage.text[start:end]}".strip()
+        for passage, found in zip(passages, spans, strict=True)
+        for start, end in found
+    ]
+    counts = [len(found) for found in spans]
+    scores = sentence_scores(retriever, queries, retriever.tokenize(texts), np.repeat(own, counts))
+    ends = np.cumsum(counts)
+    return [
+        found[int(np.argmax(scores[end - len(found) : end]))] if found else (0, 0)
+        for found, end in zip(spans, ends.tolist(), strict=True)
+    ]
+
+
+def sentence_scores(
+    retriever: DualEncoder, queries: TokenIds, texts: TokenIds, own: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """How well each text answers its query, float32 (N,): the mean over the query's tokens of the cosine to the token
+    of the text that is most like it.
+
+    The late interaction of ColBERT (Khattab and Zaharia, SIGIR 2020), on the token states that the retriever pools.
+    A sentence is so short that this finds the answer more often than the similarity of the two vectors, the
+    re-ranker's score, or words weighted by their rarity: `benchmarks/results/answers.md`.
+    """
+    query_tokens = retriever.encode_tokens(queries, "query")
+    scores = np.full(len(texts), -1.0, dtype=np.float32)
+    for start in range(0, len(texts), BLOCK):
+        block = [texts[number] for number in range(start, min(start + BLOCK, len(texts)))]
+        for number, tokens in enumerate(retriever.encode_tokens(block, "passage"), start):
+            query = query_tokens[int(own[number])]
+            if len(query) and len(tokens):
+                scores[number] = (query @ tokens.T).max(axis=1).mean()
+    return scores

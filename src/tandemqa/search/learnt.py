@@ -1,0 +1,64 @@
+"""What was learnt on dev questions of how to search with a pair of models; kept in the bundle."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tandemqa.encoders.bundle import MANIFEST, Bundle
+from tandemqa.errors import TandemError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class Confidence(_Part):
+    """How sure a final score makes that the first hit answers its question."""
+
+    slope: float = Field(ge=0, description="confidence = 1 / (1 + exp(-(slope · score + offset))).")
+    offset: float
+    threshold: float = Field(ge=0, le=1, description="Below this confidence no good answer was found.")
+
+
+class StoppingPoint(_Part):
+    """What one value of the dial did on the dev questions."""
+
+    stopping: float
+    share: float = Field(description="Share of the candidates that the re-ranker read.")
+    mrr: float = Field(description="MRR@10 of the ranking.")
+    change: float = Field(description="Its relative change against reading all.")
+
+
+class Stopping(_Part):
+    """What the retriever foretells of a candidate's final score; see `search.stopping`."""
+
+    similarity: float = Field(description="Rise of the final score with the retriever's score.")
+    place: float = Field(description="Rise of the final score with the logarithm of the retriever's rank.")
+    level: float = Field(description="Mean final score where both are 0.")
+    level_spread: float = Field(ge=0, description="Standard deviation of the level from question to question.")
+    spread: float = Field(ge=0, description="Standard deviation of the scores of a question around the forecast.")
+    curve: list[StoppingPoint]
+
+
+class Learnt(_Part):
+    """The settings of search that a bundle carries. Without dev questions, each at what needs no learning."""
+
+    blend: float = Field(0.0, description="Weight of the retriever's score beside the re-ranker's.")
+    fusion: float | None = Field(
+        None, ge=0, le=1, description="Share of the retriever in a hybrid's weighted sum; none fuses by rank."
+    )
+    confidence: Confidence | None = None
+    stopping: Stopping | None = None
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "Learnt":
+        """What a bundle carries; nonsense in its manifest is a `TandemError`."""
+        about: dict[str, Any] = {name: bundle.about[name] for name in cls.model_fields if name in bundle.about}
+        try:
+            return cls(**about)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise TandemError(
+                f"{bundle.folder / MANIFEST}: {field} is not valid ({first['msg']}); copy the bundle again."
+            ) from error

@@ -1,0 +1,35 @@
+"""A passage cut into sentences, each with its place in the text."""
+
+from collections.abc import Iterator
+
+import sentencex
+
+# A "sentence" beyond this many characters is a list, a table or a script without full stops: it is cut at spaces.
+LONGEST = 400
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Where each sentence of `text` begins and ends, in characters, without the whitespace around it.
+
+    Rules by `sentencex`, those for English and for the full stops of all scripts. A text of whitespace has none.
+    """
+    return [
+        piece
+        for boundary in sentencex.get_sentence_boundaries("en", text)
+        for piece in _pieces(text, boundary["start_index"], boundary["end_index"])
+    ]
+
+
+def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The span without whitespace at its ends, in as many pieces as its length asks for."""
+    while True:
+        start = end - len(text[start:end].lstrip())
+        end = start + len(text[start:end].rstrip())
+        if end - start <= LONGEST:
+            break
+        cut = text.rfind(" ", start + 1, start + LONGEST)
+        cut = start + LONGEST if cut < 0 else cut
+        yield start, start + len(text[start:cut].rstrip())
+        start = cut
+    if start < end:
+        yield start, end
