@@ -354,6 +354,7 @@ def trained(
     batches: Any,
     arguments: dict[str, Any],
 ) -> list[float]:
+    import torch
     from datasets import Dataset
 
     with tempfile.TemporaryDirectory() as folder:
@@ -362,6 +363,7 @@ def trained(
             num_train_epochs=1,
             per_device_train_batch_size=settings.batch,
             bf16=settings.fast,
+            use_cpu=not torch.cuda.is_available(),
             batch_sampler=batches,
             save_strategy="no",
             report_to="none",
