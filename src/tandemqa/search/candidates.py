@@ -51,16 +51,27 @@ def find(
     if mode not in get_args(Mode):
         raise TandemError(f"There is no mode {mode!r}; choose one of {', '.join(get_args(Mode))}.")
     k = min(k, len(index))
-    names = list(questions)
     vectors = retriever.encode(queries, "query")
     if mode == "dense":
-        run = Run(names, *index.vectors.search(vectors, k))
+        run = _by_vectors(index, questions, vectors, k)
         return Candidates(run, run.scores, None)
-    words = Run(names, *index.words.search(questions, k))
-    if mode == "bm25":
-        return Candidates(words, _similarity(index, vectors, words.rows), words.scores)
-    run = fuse(Run(names, *index.vectors.search(vectors, k)), words, k, share)
+    words = _by_words(index, questions, k)
+    run = words if mode == "bm25" else fuse(_by_vectors(index, questions, vectors, k), words, k, share)
     return Candidates(run, _similarity(index, vectors, run.rows), _looked_up(words, run.rows))
+
+
+def _by_vectors(index: Index, questions: Sequence[str], vectors: NDArray[np.float32], k: int) -> Run:
+    return Run(list(questions), *index.vectors.search(vectors, k))
+
+
+def _by_words(index: Index, questions: Sequence[str], k: int) -> Run:
+    return Run(list(questions), *index.words.search(questions, k))
+
+
+def _passage_vectors(index: Index, rows: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The vectors of some passages as the index keeps them, float32 (n, d)."""
+    vectors: NDArray[np.float32] = index.vectors.index.reconstruct_batch(rows.astype(np.int64))
+    return vectors
 
 
 def _similarity(index: Index, vectors: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -68,9 +79,7 @@ def _similarity(index: Index, vectors: NDArray[np.float32], rows: NDArray[np.int
     scores = np.full(rows.shape, -np.inf, dtype=np.float32)
     for number, vector in enumerate(vectors):
         present = rows[number] >= 0
-        scores[number, present] = (
-            index.vectors.index.reconstruct_batch(rows[number, present].astype(np.int64)) @ vector
-        )
+        scores[number, present] = _passage_vectors(index, rows[number, present]) @ vector
     return scores
 
 
