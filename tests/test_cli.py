@@ -525,11 +525,14 @@ def test_plan_runs_and_explain_tell_of_a_run(tiny_model: Path, tiny_dataset: Pat
         "--set=lists.high=0.95",
     ]
     before = run_json("plan", "quick", tiny_dataset, "--out", tmp_path / "runs" / "a", *settings)
-    assert [stage["stage"] for stage in before] == ["mine", "warm_reranker", "score", "lists", "joint", "evaluate"]
+    assert [stage["stage"] for stage in before] == [
+        *("warm_retriever", "mine", "warm_reranker", "score", "lists", "joint", "evaluate")
+    ]
     assert all(stage["runs"] for stage in before)
     assert run("train", tiny_dataset, "--out", tmp_path / "runs" / "a", *settings).exit_code == 0
     again = run("plan", "quick", tiny_dataset, "--out", tmp_path / "runs" / "a", *settings, "--set=lists.low=0.5")
     assert [line.split()[:2] for line in again.stdout.splitlines()] == [
+        ["keep", "warm_retriever"],
         ["keep", "mine"],
         ["keep", "warm_reranker"],
         ["keep", "score"],
@@ -539,7 +542,7 @@ def test_plan_runs_and_explain_tell_of_a_run(tiny_model: Path, tiny_dataset: Pat
     ]
     assert "lists.low was 0.6, is 0.5" in again.stdout
     listed = run("runs", tmp_path / "runs").stdout
-    assert str(tmp_path / "runs" / "a") in listed and "6 of 6 stages; MRR@10 BM25 " in listed
+    assert str(tmp_path / "runs" / "a") in listed and "7 of 7 stages; MRR@10 BM25 " in listed
     found = run_json("runs", tmp_path / "runs")[0]
     assert found["bundle"] and found["questions"] == 10
     assert "was not trained on a question 'nobody'" in fails("explain", tmp_path / "runs" / "a", "nobody")

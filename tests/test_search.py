@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tandemqa.data.dataset import Dataset, load_dataset
+from tandemqa.data.runs import Run
 from tandemqa.encoders import backbone
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
@@ -167,7 +168,7 @@ def test_every_mode_ranks_its_candidates_by_both_models(
     retriever, reranker = bundle.retriever, bundle.reranker
     vectors = retriever.encode(retriever.tokenize(texts), "passage").astype(np.float64)
     asked = retriever.encode(retriever.tokenize(questions), "query").astype(np.float64)
-    dense = retrieve(retriever, searcher.index.vectors, questions, retriever.tokenize(questions), 8)
+    dense = Run(questions, *searcher.index.search_vectors(asked.astype(np.float32), 8))
     words = lexical(LexicalIndex.build(texts), questions, questions, 8)
     candidates = {"dense": dense, "bm25": words, "hybrid": fuse(dense, words, 8, share)}[mode]
     ids = reranker.tokenize(questions), reranker.tokenize(texts)

@@ -59,9 +59,9 @@ def find(
         run = Run(names, *index.search_vectors(vectors, k, where))
         return Candidates(run, run.scores, None)
     words = Run(names, *index.search_words(questions, k, where))
-    if mode == "bm25":
-        return Candidates(words, _similarity(index, vectors, words.rows), words.scores)
-    run = fuse(Run(names, *index.search_vectors(vectors, k, where)), words, k, share)
+    run = words
+    if mode == "hybrid":
+        run = fuse(Run(names, *index.search_vectors(vectors, k, where)), words, k, share)
     return Candidates(run, _similarity(index, vectors, run.rows), _looked_up(words, run.rows))
 
 
