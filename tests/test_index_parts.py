@@ -301,6 +301,16 @@ def test_recall_of_passages_leaves_each_out_of_its_own_neighbours() -> None:
     assert recall.tune(index, [vectors], None) == recall.Recall(0.0, 50, 200, "passages")
 
 
+def test_a_search_is_not_widened_for_what_rounding_has_lost() -> None:
+    random = np.random.default_rng(0)
+    # So close to one another that bytes cannot tell them apart, but for one number of great range.
+    vectors = (1 + 1e-3 * random.normal(size=(2000, 8))).astype(np.float32)
+    vectors[::2] *= 100
+    index = DenseIndex.of_blocks([vectors], "ivf", "int8")
+    measured = recall.tune(index, [vectors], vectors[1::2][:100])
+    assert measured.value < recall.TARGET and index.breadth < index.widest
+
+
 def test_recall_is_measured_on_as_little_as_one_passage() -> None:
     vectors = np.ones((1, 4), dtype=np.float16)
     for kind in ("exact", "ivf", "hnsw"):

@@ -395,7 +395,7 @@ def test_a_writer_that_is_killed_loses_nothing_that_was_committed(
         child = forked.Process(target=write_for_ever, args=(index.folder, bundle, done, seed))
         child.start()
         deadline = time.monotonic() + 60
-        while not done.stat().st_size and time.monotonic() < deadline:
+        while '"end"' not in done.read_text() and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(random.uniform(0.05, 0.8))
         assert child.pid is not None and child.is_alive()
@@ -409,7 +409,7 @@ def test_a_writer_that_is_killed_loses_nothing_that_was_committed(
         states = [content(found)] if content(found) in states else pytest.fail(f"kill {seed} lost something")
         check(found, bundle, states[0])
         found.close()
-    assert commits
+    assert commits >= 6
 
 
 def test_a_build_that_is_killed_again_and_again_ends_as_one_left_alone(

@@ -290,7 +290,7 @@ def describe_index(folder: Path) -> dict[str, Any]:
         "generation": index.passages.generation,
         "passages": len(index),
         "deleted until compacted": index.passages.deleted,
-        "fields": ", ".join(index.passages.fields),
+        "fields": ", ".join(index.passages.fields) or "none",
         "segments": segments,
         "files": files,
     }

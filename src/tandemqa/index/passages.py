@@ -205,6 +205,12 @@ def transaction(path: Path) -> Iterator[sqlite3.Connection]:
             raise
 
 
+def fold(path: Path) -> None:
+    """Put what SQLite keeps in its log into the database itself, as far as no reader needs it where it is."""
+    with _explained(path), closing(sqlite3.connect(path, timeout=0)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def put(database: sqlite3.Connection, records: Sequence[Record]) -> int:
     """Insert records under new rows, each in the place of the passage with its id: how many of these there were."""
     replaced = remove(database, [record.passage.id for record in records])

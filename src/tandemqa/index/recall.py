@@ -13,8 +13,9 @@ from tandemqa.index.dense import DenseIndex
 # As many as search re-ranks if it is not told otherwise.
 DEPTH = 50
 QUERIES = 200
-# An approximate index looks further until it finds this share of the best.
-TARGET = 0.95
+# An approximate index looks further until it finds this share of the best, or until looking twice as far finds hardly
+# more: what is then missing is the rounding of the vectors, and would be missing from exact search too.
+TARGET, HARDLY = 0.95, 0.005
 NARROWEST = {"ivf": 4, "hnsw": 64}
 
 Vectors = npt.NDArray[np.floating]
@@ -40,7 +41,7 @@ class Recall:
 def tune(
     index: DenseIndex, blocks: Sequence[Vectors], questions: npt.NDArray[np.float32] | None, k: int = DEPTH
 ) -> Recall:
-    """Measure the recall of `index`; an approximate one is set to the smallest breadth that reaches the target.
+    """Measure the recall of `index`; an approximate one is set to the breadth that reaches the target.
 
     blocks: the vectors the index was built from, in arrays of shape (n, d). questions: float32 (Q, d), or None. k is
     cut at the number of passages.
@@ -50,8 +51,12 @@ def tune(
         index.breadth = min(NARROWEST[index.kind], index.widest)
     value = sample.recall(index)
     while value < TARGET and index.breadth < index.widest:
-        index.breadth = min(2 * index.breadth, index.widest)
-        value = sample.recall(index)
+        narrower, index.breadth = index.breadth, min(2 * index.breadth, index.widest)
+        wider = sample.recall(index)
+        if wider < value + HARDLY:
+            index.breadth = narrower
+            break
+        value = wider
     return Recall(value, sample.k, len(sample.queries), "passages" if questions is None else "questions")
 
 

@@ -23,6 +23,7 @@ from tandemqa.index.passages import (
     PassageStore,
     Record,
     clear_segments,
+    fold,
     put,
     read_passages,
     record_of,
@@ -151,6 +152,7 @@ def _writing(folder: Path) -> Iterator[None]:
     with explained(folder), only_writer(folder, folder):
         _sweep(folder)
         yield
+        fold(folder / PASSAGES)
 
 
 def _sweep(folder: Path) -> None:
