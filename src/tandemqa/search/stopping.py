@@ -49,8 +49,8 @@ def standing(
 ) -> NDArray[np.float64]:
     """How the reading of each question stands, float64 (Q, 5).
 
-    The best final score read, that candidate's promise, its lead over the second, the largest promise of what is left,
-    and the logarithm of how many are read.
+    The best final score read, that candidate's promise, its lead over the second, the largest promise of what is
+    left, and the logarithm of how many are read.
     """
     read = np.where(done, scores, -np.inf)
     best = -np.sort(-read, axis=1)[:, :2]
