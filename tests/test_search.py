@@ -236,7 +236,7 @@ def test_nonsense_in_the_manifest_is_an_error(searcher: Searcher) -> None:
 # Stopping early
 
 
-RULE = {"similarity": 1.0, "place": 0.0, "level": 0.0, "level_spread": 1.0, "spread": 1.0, "curve": []}
+RULE = {"best": -1.0, "own": 0.0, "lead": 0.0, "ahead": 0.0, "read": 0.0, "offset": 0.0, "curve": []}
 
 
 def test_what_was_not_read_stands_behind_in_the_order_of_the_candidates(searcher: Searcher) -> None:

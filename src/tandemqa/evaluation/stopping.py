@@ -10,75 +10,67 @@ from tandemqa.data.runs import Run
 from tandemqa.evaluation.metrics import evaluate_run
 from tandemqa.search.learnt import Stopping, StoppingPoint
 from tandemqa.search.rank import blended
-from tandemqa.search.stopping import read_until_settled
+from tandemqa.search.stopping import STEP, read_until_settled, standing
 
-DIAL = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-# MRR@10 looks no further.
-PLACES = 10
+DIAL = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
+# Weight of the penalty on the squared slopes, of values of unit spread: keeps them finite where states separate.
+RIDGE = 1.0
+_STEPS = 50
 
 
 def learn_stopping(
     candidates: Run, scores: NDArray[np.float32], blend: float, qrels: Qrels, passage_row: Mapping[str, int]
 ) -> Stopping | None:
-    """Fit the forecast of final scores on judged questions, and measure the dial on the same.
+    """Fit the chance that reading on matters on judged questions, and measure the dial on the same.
 
-    candidates: the retriever's, with its scores; scores: the re-ranker's of all of them, float32 of their shape. The
-    slopes are least squares within questions, the level and its spread those of the questions' means (a random
-    intercept by the method of moments). None for fewer than two questions or four candidates each.
+    candidates: the retriever's, with its scores; scores: the re-ranker's of all of them, float32 of their shape. Each
+    question is looked at after every STEP candidates: reading on matters if the best final score is still unread. A
+    logistic regression on how the reading stands then gives its chance. None where it always or never matters.
     """
     present = candidates.rows >= 0
-    if present.shape[0] < 2 or present.sum(axis=1).min() < 4:
+    promise = np.where(present, np.float32(blend) * candidates.scores, np.float32(-np.inf))
+    final = np.where(present, scores + promise, np.float32(-np.inf))
+    states, matters = [], []
+    for count in range(STEP, present.shape[1], STEP):
+        done = present & (np.arange(present.shape[1]) < count)
+        left = present & ~done
+        open_ones = left.any(axis=1)
+        states.append(standing(final, done, left, promise)[open_ones])
+        matters.append((final[:, count:].max(axis=1) > final[:, :count].max(axis=1))[open_ones])
+    labels = np.concatenate(matters) if matters else np.empty(0, dtype=bool)
+    if labels.all() or not labels.any():
         return None
-    similarity = np.where(present, candidates.scores, 0.0).astype(np.float64)
-    final = np.where(present, scores, 0.0) + blend * similarity
-    place = np.broadcast_to(np.log(1.0 + np.arange(present.shape[1])), present.shape)
-    within = [_centred(values, present)[present] for values in (similarity, place, final)]
-    slopes, *_ = np.linalg.lstsq(np.stack(within[:2], axis=1), within[2], rcond=None)
-    residual = final - slopes[0] * similarity - slopes[1] * place
-    noise = _centred(residual, present)[present]
-    count = present.sum(axis=1)
-    variance = float((noise**2).sum() / max(1, len(noise) - len(count) - 2))
-    levels = _mean(residual, present)[:, 0]
-    between = max(0.0, float(levels.var(ddof=1) - variance * np.mean(1 / count)))
-    rule = Stopping(
-        similarity=float(slopes[0]),
-        place=float(slopes[1]),
-        level=float(levels.mean()),
-        level_spread=between**0.5,
-        spread=variance**0.5,
-        curve=[],
-    )
-    return rule.model_copy(update={"curve": _curve(rule, candidates, scores, blend, qrels, passage_row)})
-
-
-def _curve(
-    rule: Stopping,
-    candidates: Run,
-    scores: NDArray[np.float32],
-    blend: float,
-    qrels: Qrels,
-    passage_row: Mapping[str, int],
-) -> list[StoppingPoint]:
-    """What each value of the dial reads, and how good the ranking is then."""
-    present = candidates.rows >= 0
-    final = np.where(present, scores + np.float32(blend) * candidates.scores, -np.inf)
+    slopes, offset = logistic_fit(np.concatenate(states), labels)
+    best, own, lead, ahead, read = slopes.tolist()
+    rule = Stopping(best=best, own=own, lead=lead, ahead=ahead, read=read, offset=offset, curve=[])
     points: list[StoppingPoint] = []
     for stopping in DIAL:
-        done = read_until_settled(present, candidates.scores, lambda _: final, rule, stopping, PLACES)
+        done = read_until_settled(present, promise, lambda _: final, rule, stopping)
         run = blended(candidates, np.where(done, scores, np.float32(-np.inf)), blend)
         mrr = float(evaluate_run(run, qrels, passage_row, ["mrr@10"])["mrr@10"].mean())
         whole = points[0].mrr if points else mrr
         change = (mrr - whole) / whole if whole > 0 else 0.0
         points.append(StoppingPoint(stopping=stopping, share=done.sum() / present.sum(), mrr=mrr, change=change))
-    return points
+    return rule.model_copy(update={"curve": points})
 
 
-def _mean(values: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The mean of each row over what is present, (Q, 1)."""
-    sums = np.where(present, values, 0.0).sum(axis=1, keepdims=True)
-    means: NDArray[np.float64] = sums / present.sum(axis=1, keepdims=True)
-    return means
+def logistic_fit(values: NDArray[np.float64], labels: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float]:
+    """Slopes (F,) and offset of a logistic regression of labels (N,) on values (N, F), by Newton's method.
 
-
-def _centred(values: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return values - _mean(values, present)
+    Half of RIDGE times the squared slopes, of the values at unit spread, is added to the negative log-likelihood.
+    """
+    mean, spread = values.mean(axis=0), values.std(axis=0)
+    spread = np.where(spread > 0, spread, 1.0)
+    features = np.concatenate([(values - mean) / spread, np.ones((len(values), 1))], axis=1)
+    penalty = np.diag([RIDGE] * values.shape[1] + [0.0])
+    solution = np.zeros(features.shape[1])
+    for _ in range(_STEPS):
+        chances = 1 / (1 + np.exp(-(features @ solution)))
+        gradient = features.T @ (chances - labels) + penalty @ solution
+        hessian = (features * (chances * (1 - chances))[:, None]).T @ features + penalty
+        step = np.linalg.solve(hessian + 1e-9 * np.eye(len(hessian)), gradient)
+        solution = solution - step
+        if np.abs(step).max() < 1e-10:
+            break
+    slopes = solution[:-1] / spread
+    return slopes, float(solution[-1] - slopes @ mean)

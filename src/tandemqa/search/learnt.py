@@ -30,13 +30,14 @@ class StoppingPoint(_Part):
 
 
 class Stopping(_Part):
-    """What the retriever foretells of a candidate's final score; see `search.stopping`."""
+    """The chance that reading on matters, a logistic function of how the reading stands; see `search.stopping`."""
 
-    similarity: float = Field(description="Rise of the final score with the retriever's score.")
-    place: float = Field(description="Rise of the final score with the logarithm of the retriever's rank.")
-    level: float = Field(description="Mean final score where both are 0.")
-    level_spread: float = Field(ge=0, description="Standard deviation of the level from question to question.")
-    spread: float = Field(ge=0, description="Standard deviation of the scores of a question around the forecast.")
+    best: float = Field(description="Slope on the best final score read.")
+    own: float = Field(description="Slope on the retriever's part of it.")
+    lead: float = Field(description="Slope on its lead over the second.")
+    ahead: float = Field(description="Slope on the largest promise of what is left.")
+    read: float = Field(description="Slope on the logarithm of how many are read.")
+    offset: float
     curve: list[StoppingPoint]
 
 

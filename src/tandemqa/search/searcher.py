@@ -137,7 +137,7 @@ class Searcher:
         queries = retriever.tokenize(questions)
         candidates = find(self.index, retriever, questions, queries, max(k, depth), mode, self.learnt.fusion, where)
         times.append(time.perf_counter())
-        scores = self._reranker_scores(questions, candidates, stopping, k)
+        scores = self._reranker_scores(questions, candidates, stopping)
         by_similarity = Run(candidates.run.query_ids, candidates.run.rows, candidates.similarity)
         best = blended(by_similarity, scores, self.learnt.blend).cut(k)
         times.append(time.perf_counter())
@@ -155,7 +155,7 @@ class Searcher:
         ]
 
     def _reranker_scores(
-        self, questions: Sequence[str], candidates: Candidates, stopping: float, k: int
+        self, questions: Sequence[str], candidates: Candidates, stopping: float
     ) -> NDArray[np.float32]:
         """The re-ranker's score of each candidate, float32 of the run's shape, -inf for those it did not read."""
         reranker, run = self.bundle.reranker, candidates.run
@@ -163,13 +163,14 @@ class Searcher:
         if stopping == 0 or self.learnt.stopping is None:
             return reranker_scores(reranker, run, queries, self.index.tokens)
         scores = np.full(run.rows.shape, -np.inf, dtype=np.float32)
+        promise = np.float32(self.learnt.blend) * np.where(run.rows >= 0, candidates.similarity, np.float32(0))
 
         def read(wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
             new = reranker_scores(reranker, run, queries, self.index.tokens, wanted=wanted)
             scores[wanted] = new[wanted]
-            return new + np.float32(self.learnt.blend) * candidates.similarity
+            return new + promise
 
-        read_until_settled(run.rows >= 0, candidates.similarity, read, self.learnt.stopping, stopping, k)
+        read_until_settled(run.rows >= 0, promise, read, self.learnt.stopping, stopping)
         return scores
 
     def _hits(self, candidates: Candidates, scores: NDArray[np.float32], best: Run) -> list[list[Hit]]:
