@@ -268,7 +268,7 @@ def test_add_search_where_delete_and_compact_go_together(index: Path, tiny_bundl
     again = run("add", own, tmp_path / "new.jsonl", *bundle).stdout
     assert again == "Added 2 passages, 2 of them in the place of others.\n"
     found = run_json("search", own, "owls", "--where", "year>=1999", "--where", "year<2001", *bundle)
-    assert [hit["id"] for hit in found["hits"]] == ["p1"]
+    assert [(hit["id"], hit["metadata"]) for hit in found["hits"]] == [("p1", {"year": 1999})]
     assert "No passage has a field 'day'" in fails("search", own, "owls", "--where", "day=1", *bundle)
     assert "The condition 'year' cannot be read" in fails("search", own, "owls", "--where", "year", *bundle)
     assert run("search", own, "owls", "--where", "year=3", *bundle).stdout.startswith("No passage")

@@ -37,7 +37,7 @@ def answer_text(answer: "Answer", width: int) -> str:
 
 def _nothing_found(answer: "Answer") -> str:
     if not answer.hits:
-        return "No passage shares a word with the question."
+        return "No passage was found: none shares a word with the question, or none fulfils the conditions."
     return f"No good answer found (confidence {answer.confidence:.2f}); the nearest passages:"
 
 

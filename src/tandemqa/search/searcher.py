@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
@@ -15,6 +15,7 @@ from tandemqa.data.tokens import TokenIds
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
 from tandemqa.index.index import Index
+from tandemqa.index.metadata import Metadata
 from tandemqa.lists.confidence import Calibration
 from tandemqa.search.candidates import Candidates, Mode, find
 from tandemqa.search.highlight import best_sentences
@@ -32,7 +33,7 @@ class Hit:
     `score` is what the hits are ranked by: the re-ranker's, plus the bundle's blend of the retriever's. Where
     re-ranking stopped early, what was not read has no `reranker_score`, and a `score` that only keeps the order.
     `bm25_score` is there where BM25 was asked and found the passage. `answer` is the sentence that answers best:
-    `text[answer_start:answer_end]`, empty if the passage has no text.
+    `text[answer_start:answer_end]`, empty if the passage has no text. `metadata` is what the passage carries besides.
     """
 
     rank: int
@@ -47,6 +48,7 @@ class Hit:
     answer: str = ""
     answer_start: int = 0
     answer_end: int = 0
+    metadata: Metadata = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class Searcher:
 
     def _hits(self, candidates: Candidates, scores: NDArray[np.float32], best: Run) -> list[list[Hit]]:
         """The best passages of each question, with what both stages made of each, still without their answers."""
-        words = candidates.words
+        words, passages = candidates.words, self.index.passages
         hits: list[list[Hit]] = []
         for number, ranking in enumerate(best.rows.tolist()):
             rows = [row for row in ranking if row >= 0]
@@ -190,9 +192,10 @@ class Searcher:
                         retriever_score=float(candidates.similarity[number, place[row]]),
                         retriever_rank=place[row] + 1,
                         bm25_score=None if words is None else _finite(words[number, place[row]]),
+                        metadata=metadata,
                     )
-                    for rank, (row, passage) in enumerate(
-                        zip(rows, self.index.passages.rows(rows), strict=True), start=1
+                    for rank, (row, passage, metadata) in enumerate(
+                        zip(rows, passages.rows(rows), passages.metadata(rows), strict=True), start=1
                     )
                 ]
             )

@@ -1,0 +1,81 @@
+"""Commands that measure."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tandemqa.cli.root import AsJson, BundlePath, DataPath, app, print_json
+
+
+@app.command()
+def evaluate(
+    bundle: BundlePath,
+    data: DataPath,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="Questions to measure on: qrels/SPLIT.tsv.")] = "test",
+    k: Annotated[int, typer.Option("-k", metavar="N", help="Candidates that are re-ranked.")] = 50,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write each stage's ranking as DIR/STAGE.trec, and DIR/qrels.txt."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure every stage on the judged questions of a split.
+
+    BM25, the retriever before and after training, both fused (hybrid), and the re-ranked candidates: the mean of
+    MRR@10, R@1 and R@20 with a 95 % interval; --json adds nDCG@10 and R@50.
+
+    \b
+    Examples:
+      tandemqa evaluate run data --split test
+      tandemqa evaluate run data --split dev -k 100 --run-dir rankings --json
+    """
+    from tandemqa.evaluation.stages import evaluate as measure
+
+    report = measure(bundle, data, split, k, run_dir)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        typer.echo(report.table())
+
+
+@app.command()
+def compare(
+    judgements: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="A folder in BEIR layout, or a file of judgements: TREC's or BEIR's."),
+    ],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="TREC run files; each is held against the first.")
+    ],
+    split: Annotated[
+        str, typer.Option(metavar="SPLIT", help="Judgements of a folder to measure on: qrels/SPLIT.tsv.")
+    ] = "test",
+    metric: Annotated[
+        str, typer.Option(metavar="NAME", help="What to compare: mrr@K, recall@K, ndcg@K or map.")
+    ] = "mrr@10",
+    per_query: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the metrics of each question as JSON lines.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare rankings and test their differences.
+
+    Each run's mean with a 95 % interval; then each against the first: the difference with its interval over the same
+    questions, the p-value of a randomisation test, the same corrected for the number of runs (Holm), and the
+    questions won, tied and lost. A question that a run does not rank counts 0.
+
+    \b
+    Examples:
+      tandemqa compare data rankings/bm25.trec rankings/re-ranked.trec
+      tandemqa compare qrels.txt mine.trec theirs.trec --metric ndcg@10 --per-query values.jsonl
+    """
+    from tandemqa.evaluation.compare import compare as run_comparison
+
+    comparison = run_comparison(judgements, runs, split, metric)
+    if per_query is not None:
+        comparison.write_per_query(per_query)
+    if as_json:
+        print_json(comparison.as_json())
+    else:
+        typer.echo(comparison.table())

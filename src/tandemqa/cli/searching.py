@@ -1,0 +1,216 @@
+"""Commands that make passages searchable, change them, and search."""
+
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tandemqa.cli.root import AsJson, BundlePath, DataPath, IndexPath, MovedBundle, app, print_json
+from tandemqa.terminal import answer_text
+
+
+@app.command()
+def bundle(
+    retriever: Annotated[
+        str, typer.Option(metavar="MODEL", help="A sentence-transformers model: a folder, a hub id, or a bundle.")
+    ],
+    reranker: Annotated[str, typer.Option(metavar="MODEL", help="A cross-encoder with one score, likewise.")],
+    out: Annotated[Path, typer.Option(metavar="BUNDLE", help="Folder to write; a bundle already there is replaced.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="A folder in BEIR layout, to measure on and learn how to search."),
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="The questions of DATA to learn on.")] = "dev",
+    k: Annotated[int, typer.Option("-k", metavar="N", help="Candidates that are re-ranked on DATA.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Make a bundle of two models, wherever they were trained.
+
+    The retriever's pooling, prompts ("query: "), layers and length are read from its files; what cannot be read
+    exactly is refused. With DATA, the pair is measured and learns what a trained one does at its end: the weights of
+    both scores, when no answer is good, and when re-ranking may stop.
+
+    \b
+    Examples:
+      tandemqa bundle --retriever intfloat/e5-small-v2 --reranker BAAI/bge-reranker-base --out my-bundle
+      tandemqa bundle --retriever run --reranker /models/my-cross-encoder --out my-bundle --data data
+    """
+    from tandemqa.evaluation.pair import make_bundle
+    from tandemqa.evaluation.report import Report
+
+    made = make_bundle(retriever, reranker, out, data, split, k)
+    if as_json:
+        print_json({"bundle": str(made.folder), **made.about})
+        return
+    if "metrics" in made.about:
+        typer.echo(Report.from_json(made.about["metrics"]).table())
+        typer.echo()
+    typer.echo(f"The bundle is {made.folder}. Next: tandemqa index {out} DATA --out INDEX")
+
+
+@app.command()
+def index(
+    bundle: BundlePath,
+    data: DataPath,
+    out: Annotated[Path, typer.Option(metavar="INDEX", help="Folder to write; an index already there is replaced.")],
+    vectors: Annotated[
+        Literal["auto", "exact", "ivf", "hnsw"],
+        typer.Option(
+            metavar="KIND",
+            help="exact compares all vectors, ivf or hnsw fewer; auto is exact up to a million passages, then ivf.",
+        ),
+    ] = "auto",
+    storage: Annotated[
+        Literal["auto", "fp16", "int8"],
+        typer.Option(
+            metavar="KIND",
+            help="Vectors in fp16 or int8; auto is fp16 for exact search, int8 for the others.",
+        ),
+    ] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Make the passages of DATA searchable.
+
+    With the models of BUNDLE. Of DATA only corpus.jsonl is needed; fields beside _id, title and text, or in an object
+    `metadata`, can be searched by with --where. The folder holds vectors, a BM25 index, the texts and their tokens;
+    it appears when it is complete, and an interrupted command goes on where it stopped. It remembers where the
+    bundle lies; search needs both.
+
+    \b
+    Examples:
+      tandemqa index run data --out my-index
+      tandemqa index run data --out my-index --vectors hnsw --storage int8
+    """
+    from tandemqa.index.build import build
+    from tandemqa.index.index import describe_index
+
+    started = time.perf_counter()
+    build(bundle, data, out, vectors, storage)
+    about = describe_index(out)
+    if as_json:
+        print_json({"index": str(out), **about})
+        return
+    size = sum(about["files"].values()) / 1e6
+    seconds = time.perf_counter() - started
+    typer.echo(f"Indexed {about['passages']:,} passages in {seconds:.1f} s, {size:,.1f} MB.")
+    typer.echo(f'The index is {out}. Next: tandemqa search {out} "your question"')
+
+
+@app.command()
+def add(
+    index: IndexPath,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Passages, a line each, as in corpus.jsonl.")],
+    bundle: MovedBundle = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add passages to an index.
+
+    One whose _id is in the index takes the place of the old one. The file is checked before the first passage is
+    added; searches that begin afterwards see them. After many additions, `compact` makes search fast again.
+
+    \b
+    Example:
+      tandemqa add my-index new.jsonl
+    """
+    from tandemqa.index.update import add_passages
+
+    added = add_passages(index, file, bundle)
+    if as_json:
+        print_json({"index": str(index), **asdict(added)})
+    else:
+        typer.echo(f"Added {added.passages:,} passages, {added.replaced:,} of them in the place of others.")
+
+
+@app.command()
+def delete(
+    index: IndexPath,
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="The _id of a passage; several may be given.")],
+    as_json: AsJson = False,
+) -> None:
+    """Delete passages from an index.
+
+    Searches that begin afterwards no longer find them; `compact` gives their space back. An id that is not there is
+    passed over.
+
+    \b
+    Example:
+      tandemqa delete my-index p17 p18
+    """
+    from tandemqa.index.update import delete_passages
+
+    count = delete_passages(index, ids)
+    if as_json:
+        print_json({"index": str(index), "deleted": count})
+    else:
+        missing = len(set(ids)) - count
+        typer.echo(f"Deleted {count:,} passages{f'; {missing:,} ids were not there' if missing else ''}.")
+
+
+@app.command()
+def compact(index: IndexPath, as_json: AsJson = False) -> None:
+    """Tidy an index up after changes.
+
+    Joins what was added into one part and removes what was deleted, without encoding anything again. Searches go on
+    meanwhile.
+
+    \b
+    Example:
+      tandemqa compact my-index
+    """
+    from tandemqa.index.update import compact as run_compaction
+
+    changed = run_compaction(index)
+    if as_json:
+        print_json({"index": str(index), "changed": changed})
+    else:
+        typer.echo(f"{index} is {'now in' if changed else 'already in'} one part.")
+
+
+@app.command()
+def search(
+    index: IndexPath,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
+    k: Annotated[int, typer.Option("-k", metavar="N", help="Passages to show.")] = 5,
+    depth: Annotated[int, typer.Option(metavar="N", help="Candidates that the re-ranker reads; at least k.")] = 50,
+    mode: Annotated[
+        str, typer.Option(metavar="MODE", help="Who finds the candidates: dense (the retriever), bm25, or hybrid.")
+    ] = "dense",
+    stopping: Annotated[
+        float,
+        typer.Option(metavar="X", help="From 0, which re-ranks all candidates, to 1: end re-ranking sooner."),
+    ] = 0.0,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="Only passages with lang=en, year>=2001, ...; repeatable, all hold."),
+    ] = None,
+    bundle: MovedBundle = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question from an index.
+
+    The retriever (or BM25, or both) finds candidates, the re-ranker puts the best of them first; the sentence of each
+    that answers best is in bold. A bundle that was measured on dev questions tells when no answer is good, and what a
+    stopping of 0.01, 0.02, ... loses (`tandemqa inspect BUNDLE`).
+
+    \b
+    Examples:
+      tandemqa search my-index "how long does the flu last" -k 3
+      tandemqa search my-index "ICD-10 J11" --mode hybrid
+      tandemqa search my-index "how long does the flu last" --json | jq '.hits[0].text'
+      tandemqa search my-index "flu vaccines" --where "year>=2001" --where lang=en
+    """
+    from tandemqa.evaluation.report import Report
+    from tandemqa.search.searcher import Searcher
+
+    searcher = Searcher(index, bundle)
+    metrics = searcher.bundle.about.get("metrics")
+    if metrics is not None and Report.from_json(metrics).reranking_hurts:
+        typer.echo("Warning: on the dev questions re-ranking made this bundle's ranking worse.", err=True)
+    answer = searcher.search(question, k, depth, mode, stopping, where or ())  # type: ignore[arg-type]
+    if as_json:
+        print_json(asdict(answer))
+    else:
+        typer.echo(answer_text(answer, min(shutil.get_terminal_size().columns, 100)))
