@@ -223,7 +223,7 @@ def test_no_good_answer_is_said_first() -> None:
     nothing = answer_text(Answer("q", (a_hit(),), 0.07, False, {}), 80)
     assert nothing.startswith("No good answer found (confidence 0.07); the nearest passages:\n")
     assert "No good answer" not in answer_text(Answer("q", (a_hit(),), 0.7, True, {}), 80)
-    assert answer_text(Answer("q", (), 0.0, False, {}), 80).startswith("No passage shares a word")
+    assert answer_text(Answer("q", (), 0.0, False, {}), 80).startswith("No passage was found")
 
 
 def test_a_title_longer_than_the_line_is_cut() -> None:
