@@ -11,6 +11,7 @@ from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training.config import TrainingConfig
 from tandemqa.training.contrastive import Contrastive, contrastive_loss
 from tandemqa.training.loop import fit
+from tandemqa.training.two_pass import TwoPass
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -79,7 +80,7 @@ def test_a_cut_batch_gives_the_gradient_of_the_whole(towers, dropout, tiny_model
     whole = load(tiny_model, towers=towers, dropout=dropout)
     cut = copy.deepcopy(whole)
     results = []
-    for retriever, micro_tokens in ((whole, 10**9), (cut, 1)):
+    for retriever, micro_tokens in ((whole, 10**9), (cut, 40)):
         task = objective(retriever, texts, micro_tokens)
         task.model.train()
         torch.manual_seed(3)
@@ -121,3 +122,20 @@ def test_training_puts_the_positive_first(tiny_model, texts, tmp_path):
     fit(task, TrainingConfig(epochs=60, batch_lists=6, retriever_rate=1e-3), 1, tmp_path, "warm")
     vectors = retriever.encode(texts.queries[:5], "query"), retriever.encode(texts.passages[:10], "passage")
     assert (vectors[0] @ vectors[1].T).argmax(1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_less_than_all_of_the_gradient_reads_less(tiny_model, texts, monkeypatch):
+    retriever = load(tiny_model)
+    read = []
+
+    def count(self, keep=1.0, backward=TwoPass.backward):
+        read.append((keep, backward(self, keep)))
+        return read[-1][1]
+
+    monkeypatch.setattr(TwoPass, "backward", count)
+    for keep, micro_tokens in ((1.0, 1), (0.7, 10**9)):
+        task = objective(retriever, texts, micro_tokens)
+        task.grad_keep = keep
+        task.backward(np.arange(6))
+    (_, everything), (keep, less) = read
+    assert keep == 0.7 and 0 < less < everything

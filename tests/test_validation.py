@@ -220,7 +220,7 @@ def test_the_figures_are_those_of_sentence_transformers_on_the_same_passages(tin
         assert figures[name] == pytest.approx(np.mean(values), abs=1e-9)
 
 
-def test_a_chain_ends_with_the_best_pair_and_says_so(finished, capsys):
+def test_a_chain_measures_when_it_is_due_and_leaves_no_states_behind(finished):
     joint = finished / "stages" / "joint"
     lines = measured(joint)
     assert [line["step"] for line in lines] == sorted({*range(0, len(steps(joint)) + 1, 3), len(steps(joint))})
@@ -247,7 +247,7 @@ def test_without_a_dev_split_measuring_is_refused_before_any_training(tiny_model
     assert not (tmp_path / "run").exists()
 
 
-def test_the_sample_of_a_stage_is_kept(finished, tiny_dataset):
+def test_the_sample_of_a_stage_is_kept(finished):
     sample = Sample.load(finished / "stages" / "joint" / "sample.npz")
     assert len(sample.query_ids) == 6 and len(sample.rows) >= 30
     assert read_json(finished / "stages" / "joint" / "stage.json")["depends_on"]["joint"]["validate_steps"] == 3

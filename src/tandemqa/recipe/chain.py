@@ -242,6 +242,7 @@ class Chain:
             config.temperature,
             config.micro_tokens,
             config.precision,
+            config.grad_keep,
         )
         self._train(objective, config, seed, folder, name)
         self._save_models(folder, retriever=True)
@@ -461,8 +462,15 @@ class Chain:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """What a stage's result depends on; what only saves memory, and who looks on, change nothing."""
-    return dict(config.model_dump(exclude={"micro_tokens", "gradient_checkpointing", "tensorboard"}))
+    """What a stage's result depends on.
+
+    Not what only saves memory (though dropout falls otherwise where a step is cut otherwise), nor who looks on, nor
+    how it would be measured in its midst where it is not.
+    """
+    left_out = {"micro_tokens", "gradient_checkpointing", "tensorboard"}
+    if getattr(config, "validate_steps", 0) is None:
+        left_out |= {"patience", "validation_questions", "validation_passages"}
+    return dict(config.model_dump(exclude=left_out))
 
 
 def _made_once(path: Path, make: Callable[[], TrainingLists]) -> TrainingLists:

@@ -77,8 +77,10 @@ def make_batch(
     rows: npt.NDArray[np.int64],
     retriever: RetrieverSide,
     reranker: RerankerSide,
+    micro_tokens: int = TOKEN_BUDGET,
 ) -> ListBatch:
-    """The lists at `rows` as a batch for the models that take part."""
+    """The lists at `rows` as a batch for the models that take part, in parts of at most `micro_tokens`."""
+    budget = min(TOKEN_BUDGET, micro_tokens)
     chosen = lists.passages[rows]
     query_rows = lists.query_rows[rows]
     mask = chosen != NO_PASSAGE
@@ -90,10 +92,10 @@ def make_batch(
     pairs: list[Part] = []
     if retriever is not None:
         model, texts = retriever
-        queries = _single_parts(model, [texts.queries[int(row)] for row in query_rows], "query")
-        passages = _single_parts(model, [texts.passages[int(row)] for row in distinct], "passage")
+        queries = _single_parts(model, [texts.queries[int(row)] for row in query_rows], "query", budget)
+        passages = _single_parts(model, [texts.passages[int(row)] for row in distinct], "passage", budget)
     if reranker is not None:
-        pairs = _pair_parts(*reranker, query_rows, chosen)
+        pairs = _pair_parts(*reranker, query_rows, chosen, budget)
     return ListBatch(torch.from_numpy(mask), torch.from_numpy(passage_index), queries, passages, pairs)
 
 
@@ -129,7 +131,7 @@ def split_rows(
 
 
 def kept_rows(parts: list[Part], kept: Tensor) -> list[Part]:
-    """The rows of the parts whose position is marked in `kept`, bool (positions,), cut into parts anew."""
+    """The rows of the parts whose position is marked in `kept`, bool (positions,), in parts no larger than these."""
     longest = max((batch.input_ids.shape[1] for _, batch in parts), default=0)
     places = torch.cat([torch.empty(0, dtype=torch.int64), *(rows for rows, _ in parts)])
     chosen = kept[places]
@@ -144,24 +146,28 @@ def kept_rows(parts: list[Part], kept: Tensor) -> list[Part]:
     types = None if parts[0][1].type_ids is None else together("type_ids")
     lengths = mask.sum(1).numpy()
     again = []
-    for rows in token_budget_batches(lengths, TOKEN_BUDGET):
+    for rows in token_budget_batches(lengths, max(batch.input_ids.numel() for _, batch in parts)):
         cut = slice(int(lengths[rows].max()))
         batch = TokenBatch(ids[rows, cut], mask[rows, cut], None if types is None else types[rows, cut])
         again.append((places[chosen][rows], batch))
     return again
 
 
-def _single_parts(retriever: DualEncoder, texts: list[Ids], tower: Tower) -> list[Part]:
+def _single_parts(retriever: DualEncoder, texts: list[Ids], tower: Tower, budget: int) -> list[Part]:
     framed = [retriever.frame(ids, tower) for ids in texts]
     lengths = np.array([len(ids) for ids in framed])
     return [
         (torch.from_numpy(part), retriever.format.pad([framed[i] for i in part]))
-        for part in token_budget_batches(lengths, TOKEN_BUDGET)
+        for part in token_budget_batches(lengths, budget)
     ]
 
 
 def _pair_parts(
-    reranker: CrossEncoder, texts: Texts, query_rows: npt.NDArray[np.int32], chosen: npt.NDArray[np.int32]
+    reranker: CrossEncoder,
+    texts: Texts,
+    query_rows: npt.NDArray[np.int32],
+    chosen: npt.NDArray[np.int32],
+    budget: int,
 ) -> list[Part]:
     places = np.flatnonzero(chosen != NO_PASSAGE)
     rows = chosen.reshape(-1)
@@ -170,7 +176,7 @@ def _pair_parts(
         for place in places
     ]
     parts = []
-    for part in token_budget_batches(np.array([len(ids) for ids, _ in framed]), TOKEN_BUDGET):
+    for part in token_budget_batches(np.array([len(ids) for ids, _ in framed]), budget):
         batch = reranker.format.pad([framed[i][0] for i in part], [framed[i][1] for i in part])
         parts.append((torch.from_numpy(places[part]), batch))
     return parts

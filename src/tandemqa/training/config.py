@@ -15,7 +15,10 @@ class TrainingConfig(BaseModel):
     epochs: float = Field(1.0, ge=0, description="Passes over the lists; a fraction stops early, 0 skips the stage.")
     batch_lists: int = Field(16, ge=1, description="Lists per optimiser step.")
     micro_tokens: int = Field(
-        8192, ge=1, description="Tokens in memory at once (about 2 GB for 6 layers of 384); same gradient for any."
+        8192,
+        ge=1,
+        description="Tokens in memory at once (about 2 GB for 6 layers of 384); same gradient for any "
+        "but for the rounding, and for dropout, which falls otherwise.",
     )
     retriever_rate: float = Field(5e-5, ge=0, description="Peak learning rate of the retriever.")
     reranker_rate: float = Field(1e-4, ge=0, description="Peak learning rate of the re-ranker's encoder.")

@@ -49,6 +49,7 @@ class Contrastive:
         temperature: float,
         micro_tokens: int,
         precision: Precision = "auto",
+        grad_keep: float = 1.0,
     ) -> None:
         self.model = JointModel(retriever, None, precision=precision)
         self.retriever = retriever
@@ -58,6 +59,7 @@ class Contrastive:
         self.same_text = same_text
         self.temperature = temperature
         self.micro_tokens = micro_tokens
+        self.grad_keep = grad_keep
 
     def __len__(self) -> int:
         return len(self.lists)
@@ -65,11 +67,10 @@ class Contrastive:
     def backward(self, rows: npt.NDArray[np.int64]) -> dict[str, float]:
         """Add this process's part of the gradient of the mean loss over the lists at `rows`, and return its part of
         that mean, and its tokens."""
-        batch = make_batch(self.lists, rows, (self.retriever, self.texts), None).share(
-            processes.rank(), processes.count()
-        )
+        batch = make_batch(self.lists, rows, (self.retriever, self.texts), None, self.micro_tokens)
+        batch = batch.share(processes.rank(), processes.count())
         target, allowed = self._targets(rows)
-        if processes.count() == 1 and batch.tokens()[1] <= self.micro_tokens:
+        if processes.count() == 1 and batch.tokens()[1] <= self.micro_tokens and self.grad_keep == 1:
             outputs = self.model.outputs(batch)
             loss = contrastive_loss(outputs.queries, outputs.passages, target, allowed, self.temperature)
             loss.mean().backward()  # type: ignore[no-untyped-call]
@@ -80,7 +81,7 @@ class Contrastive:
             outputs = passes.outputs
             loss = contrastive_loss(outputs.queries, outputs.passages, target, allowed, self.temperature)
             loss.mean().backward()  # type: ignore[no-untyped-call]
-            passes.backward()
+            passes.backward(self.grad_keep)
         if not torch.isfinite(loss).all():
             raise FloatingPointError(int(rows[int(torch.argmin(torch.isfinite(loss).int()))]))
         real, padded = batch.tokens()

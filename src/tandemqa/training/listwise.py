@@ -67,7 +67,7 @@ class Listwise:
             record["rank_correlation"] = 0.0
         record |= {"tokens": 0, "padded_tokens": 0, "gradient_tokens": 0}
         for part in [own] if two_passes else split_rows(own, tokens, self.micro_tokens):
-            batch = make_batch(self.lists, part, *self.sides)
+            batch = make_batch(self.lists, part, *self.sides, self.micro_tokens)
             real, with_padding = batch.tokens()
             record["tokens"] += real
             record["padded_tokens"] += with_padding

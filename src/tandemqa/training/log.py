@@ -44,3 +44,8 @@ class TrainingLog:
         for name in record.keys() - {"step"}:
             self.board.add_scalar(group + name, record[name], step)
         self.board.flush()
+
+    def close(self) -> None:
+        """Let go of TensorBoard's file."""
+        if self.board is not None:
+            self.board.close()

@@ -159,6 +159,8 @@ def fit(
             best.restore()
             if log:
                 tqdm.write(f"{name}: {best.summary()}", file=sys.stderr)
+        if log:
+            log.close()
     model.keep_activations(True)
     model.eval()
 

@@ -24,10 +24,10 @@ def adapted(model: JointModel, seed: int) -> Iterator[None]:
     """
     tuned = []
     torch.manual_seed(seed)
-    for encoder, rank in _encoders(model):
-        learning = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-        tuned.append((_adapters(encoder, rank), learning))
     try:
+        for encoder, rank in _encoders(model):
+            learning = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+            tuned.append((_adapters(encoder, rank), learning))
         yield
     finally:
         for tuner, learning in tuned:
