@@ -130,13 +130,26 @@ def test_each_structure_finds_what_its_manifest_promises(
 
 
 def test_a_new_index_replaces_an_old_one(bundle: Bundle, tiny_dataset: Path, index_copy: Path) -> None:
-    (index_copy / "index.json").unlink()  # even one that is damaged
+    (index_copy / "index.json").write_text("{")  # even one that is damaged
     assert len(Index.build(bundle, tiny_dataset, index_copy)) == 40
     assert [path.name for path in index_copy.parent.iterdir()] == ["index"]
 
 
 def test_an_empty_folder_is_free(bundle: Bundle, tiny_dataset: Path, tmp_path: Path) -> None:
     assert len(Index.build(bundle, tiny_dataset, tmp_path)) == 40
+
+
+@pytest.mark.parametrize("names", [["segments"], ["tokens"], ["bm25"], ["segments", "tokens", "bm25"]])
+def test_a_folder_with_the_names_of_an_index_alone_is_never_replaced(
+    bundle: Bundle, tiny_dataset: Path, tmp_path: Path, names: list[str]
+) -> None:
+    for name in names:
+        (tmp_path / "own" / name).mkdir(parents=True)
+        (tmp_path / "own" / name / "thesis.tex").write_text("years of work")
+    with pytest.raises(TandemError, match="is not an index; choose another place"):
+        Index.build(bundle, tiny_dataset, tmp_path / "own")
+    assert {path.read_text() for path in (tmp_path / "own").rglob("*.tex")} == {"years of work"}
+    assert {path.name for path in (tmp_path / "own").iterdir()} == set(names)
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", ".hidden"])
@@ -150,11 +163,12 @@ def test_a_folder_with_anything_else_is_never_replaced(
     assert own.read_text() == "years of work" and len(Index.open(index_copy)) == 40
 
 
-def test_a_file_is_never_replaced(bundle: Bundle, tiny_dataset: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("years of work")
-    with pytest.raises(TandemError, match="file exists and is not an index"):
-        Index.build(bundle, tiny_dataset, tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "years of work"
+@pytest.mark.parametrize("name", ["file", "index.json"])
+def test_a_file_is_never_replaced(bundle: Bundle, tiny_dataset: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("years of work")
+    with pytest.raises(TandemError, match=f"{name} exists and is not an index"):
+        Index.build(bundle, tiny_dataset, tmp_path / name)
+    assert (tmp_path / name).read_text() == "years of work"
 
 
 # What is wrong with it
@@ -267,7 +281,7 @@ def test_index_and_bundle_may_move_together(bundle: Bundle, tiny_dataset: Path, 
 @pytest.mark.parametrize(
     "writer",
     [
-        "tandemqa.index.segment._save",
+        "tandemqa.index.segment.save_array",
         "tandemqa.index.dense.DenseIndex.save",
         "tandemqa.index.lexical.LexicalIndex.save",
         "tandemqa.index.build.store_passages",
@@ -393,7 +407,7 @@ def test_a_line_that_is_wrong_is_named_before_anything_is_encoded(
     for line, message in (
         ('{"_id": "p0", "text": "again"}', "line 41: field _id repeats 'p0'"),
         ('{"_id": "p9", "metadata": [1], "text": "t"}', "line 41: field metadata is not an object"),
-        ('{"_id": "p99", "year": NaN, "text": "t"}', "line 41: field year is nan"),
+        ('{"_id": "p99", "year": NaN, "text": "t"}', "line 41: field year cannot be kept as JSON"),
         ('{"_id": "p99", "lang": "\\ud800", "text": "t"}', "line 41: field lang holds half of a surrogate pair"),
         ('{"_id": "p99", "title": "only"}', "line 41: field text is missing"),
     ):

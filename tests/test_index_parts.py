@@ -3,7 +3,8 @@
 import errno
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,38 @@ def test_passages_on_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.Mon
     assert raised.value.errno == errno.ENOSPC
 
 
+@pytest.mark.parametrize(
+    ("table", "read"),
+    [
+        ("fields", lambda store: store.fulfilling(["n>=1"])),
+        ("fields", lambda store: store.fields),
+        ("passages", lambda store: list(store.ids())),
+        ("passages", lambda store: store.rows([150])),
+        ("sqlite_autoindex_passages_1", lambda store: store.row("150")),
+        ("tombstones", lambda store: store.live()),
+    ],
+)
+def test_a_damaged_page_is_named_whatever_reads_it(
+    tmp_path: Path, table: str, read: Callable[[PassageStore], object]
+) -> None:
+    path = tmp_path / "p.sqlite"
+    passages = [Passage(str(row), "", "t" * 200) for row in range(300)]
+    stored(path, passages, ({"n": row} for row in range(300))).close()
+    with sqlite3.connect(path) as database:
+        (page,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+    database.close()
+    store = PassageStore(path)  # reads the tombstones, as yet whole
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    if table == "tombstones":
+        store._database.execute("ROLLBACK")
+        store._database.execute("PRAGMA cache_size = 0")
+    with pytest.raises(TandemError, match=r"p\.sqlite are missing or damaged \(.*malformed.*\); build"):
+        read(store)
+
+
 # What passages carry, and conditions on it
 
 
@@ -162,6 +195,12 @@ FIELDS: list[dict[str, Any]] = [
         ("date<2000-01-01", [5]),
         ("a b=with = and > inside", [5]),
         ("lang=xx", []),
+        ("year>=" + "9" * 400, []),
+        ("year<" + "9" * 400, [0, 1, 2]),
+        ("year>-" + "9" * 5000, [0, 1, 2]),
+        ("year<=1e999", [0, 1, 2]),
+        ("lang>=inf", [5]),
+        ("year>=9223372036854775807", []),
     ],
 )
 def test_a_condition_is_true_of_the_passages_it_says(tmp_path: Path, condition: str, rows: list[int]) -> None:
@@ -177,7 +216,9 @@ def test_several_conditions_must_all_hold(tmp_path: Path) -> None:
     assert store.metadata([2, 4]) == [FIELDS[2], {}]
 
 
-@pytest.mark.parametrize("condition", ["year", "=2001", "year=", "", "year>", "year ! 3", "year=>", ">=3"])
+@pytest.mark.parametrize(
+    "condition", ["year", "=2001", "year=", "", "year>", "year ! 3", "year=>", ">=3", "a=\udcff"]
+)
 def test_a_condition_that_cannot_be_read_is_named(condition: str) -> None:
     with pytest.raises(TandemError, match=r"cannot be read; write it like year>=2001 or lang=en"):
         Condition.parse(condition)
@@ -194,6 +235,29 @@ def test_fields_stand_at_the_top_or_in_metadata() -> None:
     record = {"_id": "p", "title": "", "text": "t", "year": 1, "lang": "en", "metadata": {"year": 2, "x": [1]}}
     assert metadata_of("f", 1, record) == {"year": 2, "lang": "en", "x": [1]}
     assert metadata_of("f", 1, {"_id": "p", "text": "t", "metadata": None}) == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lang\ud800": "en"}, r"line 1: field lang\\ud800 holds half of a surrogate pair"),
+        ({"a": {"b": ["\ud800"]}}, "line 1: field a holds half of a surrogate pair"),
+        ({"a": {"b": [float("nan")]}}, "line 1: field a cannot be kept as JSON .*; change its value"),
+        ({"metadata": {"a": [[float("inf")]]}}, "line 1: field a cannot be kept as JSON"),
+        ({"metadata": {"\ud800": 1}}, "holds half of a surrogate pair"),
+        ({"a": object()}, "line 1: field a cannot be kept as JSON"),
+    ],
+)
+def test_metadata_that_is_not_json_is_named_however_deep(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(TandemError, match=message) as raised:
+        metadata_of("f", 1, {"_id": "p", "text": "t", **fields})
+    str(raised.value).encode("utf-8")
+
+
+def test_a_number_too_large_to_compare_is_kept_and_not_searched_by(tmp_path: Path) -> None:
+    fields = [{"big": 10**399, "list": [1, -(10**399)]}]
+    store = stored(tmp_path / "p.sqlite", [Passage("p", "", "t")], fields)
+    assert store.metadata([0]) == fields and store.fields == ["list"]
 
 
 # Vectors
@@ -331,6 +395,14 @@ def test_words_find_nothing_where_none_is_shared(tmp_path: Path) -> None:
 def test_passages_without_a_word_are_found_by_none(texts: list[str], tmp_path: Path) -> None:
     LexicalIndex.build(texts).save(tmp_path / "bm25")
     assert (LexicalIndex.load(tmp_path / "bm25").search(["the cat", "?!"], 2)[0] == -1).all()
+
+
+def test_a_part_of_stop_words_alone_divides_by_nothing(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parts = [LexicalIndex.build(texts) for texts in (["the", "of a"], ["cats purr", "the dogs"])]
+        rows, scores = search_parts(parts, ["the cat"], 4, [None, None])
+    assert rows.tolist() == [[2, -1, -1, -1]] and scores[0, 0] > 0
 
 
 def test_parts_score_as_one_index_of_all_does(tmp_path: Path) -> None:

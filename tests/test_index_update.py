@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -23,7 +24,7 @@ from tandemqa.encoders.bundle import Bundle, save_bundle
 from tandemqa.errors import TandemError
 from tandemqa.index.index import Index, describe_index
 from tandemqa.index.lock import only_writer
-from tandemqa.index.update import Added, add_passages, delete_passages
+from tandemqa.index.update import MOST_SEGMENTS, Added, add_passages, delete_passages
 from tandemqa.search.searcher import Searcher
 
 NEW = [
@@ -187,6 +188,78 @@ def test_conditions_hold_in_both_searches(index: Index, bundle: Bundle) -> None:
     assert again.compact().passages.fields == ["year"]
 
 
+def test_a_string_is_one_id_and_deleting_nothing_is_no_new_generation(index: Index) -> None:
+    changed = index.add([{"_id": name, "text": "t"} for name in ("p", "1", "7")]).delete("p17")
+    assert set(index.passages.ids()) - set(changed.passages.ids()) == {"p17"} and len(changed) == 42
+    for nothing in ("p17", ["nobody"], []):
+        assert changed.delete(nothing).passages.generation == changed.passages.generation
+
+
+# Many small changes
+
+
+@pytest.fixture
+def few_handles() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("few_handles")
+def test_any_number_of_small_additions_leaves_few_segments(index: Index, bundle: Bundle, dataset: Dataset) -> None:
+    index.close()
+    expected = after(dataset)
+    most = 0
+    for number in range(150):
+        passage = Passage(f"m{number % 120}", "", f"passage number {number} of many")  # some take another's place
+        add_passages(index.folder, [{"_id": passage.id, "text": passage.text, "n": number}], bundle)
+        expected[passage.id] = passage.full
+        if number % 50 == 20:
+            delete_passages(index.folder, [passage.id])
+            del expected[passage.id]
+        if number % 10 == 0:
+            opened = Index.open(index.folder)
+            most = max(most, len(opened.segments))
+            opened.close()
+    changed = Index.open(index.folder)
+    assert most <= MOST_SEGMENTS
+    check(changed, bundle, expected)
+    assert len(changed.search_words(["number 149"], 1, ["n>=149"])[0]) == 1
+    folders = {path.name for path in (index.folder / "segments").iterdir()}
+    assert folders == {segment.folder.name for segment in changed.segments}
+    changed.close()
+    check(changed.compact(), bundle, expected)
+
+
+@pytest.mark.usefixtures("few_handles")
+def test_an_index_of_many_segments_can_be_searched_and_compacted(
+    index: Index, bundle: Bundle, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandemqa.index.update.MOST_SEGMENTS", 1000)
+    monkeypatch.setattr("tandemqa.index.update.BATCH", 1)
+    passages = [Passage(f"m{number}", "", f"passage number {number}") for number in range(100)]
+    changed = index.add([{"_id": passage.id, "text": passage.text} for passage in passages])
+    index.close()
+    assert len(changed.segments) == 101
+    check(changed, bundle, after(dataset, *passages))
+    check(changed.compact(), bundle, after(dataset, *passages))
+
+
+def test_a_large_segment_is_not_copied_for_small_additions(
+    index: Index, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandemqa.index.update.MOST_SEGMENTS", 6)
+    large = index.segments[0].folder.name
+    for number in range(12):
+        index = index.add([{"_id": f"m{number}", "text": "t"}])
+        assert index.segments[0].folder.name == large and len(index.segments) <= 6
+    index = index.add([{"_id": f"n{number}", "text": "t"} for number in range(40)])
+    monkeypatch.setattr("tandemqa.index.update.MOST_SEGMENTS", 3)
+    changed = index.add([{"_id": "last", "text": "t"}])
+    assert [len(segment) for segment in changed.segments] == [92, 1]
+
+
 # Readers meanwhile
 
 
@@ -258,6 +331,15 @@ def test_an_id_that_comes_twice_is_named_and_nothing_is_added(index: Index, tmp_
         index.add([])
     with pytest.raises(TandemError, match=r"line 1: field _id is empty"):
         index.add([{"_id": "", "text": "x"}])
+    assert Index.open(index.folder).passages.generation == index.passages.generation
+
+
+def test_what_is_no_file_or_no_text_gets_one_sentence(index: Index, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(TandemError, match=r"pipe is not a file, and passages are read twice; write them into a file"):
+        index.add(tmp_path / "pipe")
+    with pytest.raises(TandemError, match=r"The id 'p\\udcff' is not UTF-8"):
+        index.delete(["p1", "p\udcff"])
     assert Index.open(index.folder).passages.generation == index.passages.generation
 
 
@@ -335,7 +417,7 @@ def test_a_full_disk_leaves_the_generation_before(
         with pytest.raises(TandemError, match="The disk is full"):
             index.add(long)
     with monkeypatch.context() as patch:
-        patch.setattr("tandemqa.index.segment._save", fail)
+        patch.setattr("tandemqa.index.segment.save_array", fail)
         with pytest.raises(TandemError, match="The disk is full"):
             index.add(long)
     check(Index.open(index.folder), bundle, after(dataset))

@@ -10,11 +10,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from tandemqa.errors import TandemError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @contextmanager
@@ -86,6 +89,22 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_array(path: Path, array: "npt.NDArray[Any]") -> None:
+    """Write `array` as `.npy`, whole or not at all."""
+    import numpy as np
+
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.save(file, array)
+
+
+def save_arrays(path: Path, **arrays: "npt.NDArray[Any]") -> None:
+    """Write `arrays` under their names as `.npz`, whole or not at all."""
+    import numpy as np
+
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_json(path: Path) -> Any:

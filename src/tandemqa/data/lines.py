@@ -111,10 +111,18 @@ def string_field(path: Path | str, number: int, record: dict[str, Any], field: s
     value = record[field]
     if not isinstance(value, str):
         raise fault(path, number, f"field {field} is {json.dumps(value)[:40]}, not a string; put it in quotes.")
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:  # JSON may spell half of a surrogate pair, which no tokenizer accepts
-            what = f"field {field} holds half of a surrogate pair (\\ud800 to \\udfff); remove it."
-            raise fault(path, number, what) from error
+    if not is_text(value):
+        raise fault(path, number, f"field {field} holds half of a surrogate pair (\\ud800 to \\udfff); remove it.")
     return value
+
+
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can write it.
+
+    JSON may spell half of a surrogate pair, which no tokenizer accepts; Python makes it of bytes that are not UTF-8.
+    """
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tandemqa.code import code_version
 from tandemqa.data.dataset import Dataset
 from tandemqa.errors import TandemError
-from tandemqa.files import cache_folder, read_json, whole_folder, write_json
+from tandemqa.files import cache_folder, read_json, save_array, whole_folder, write_json
 from tandemqa.progress import bar
 
 BATCH = 4096
@@ -37,14 +37,16 @@ class TokenStore:
     """Token ids of texts, without special tokens, each cut at a maximum length.
 
     On disk: `ids.bin` (int32, all texts one after the other), `offsets.npy` (int64, one more than texts) and
-    `tokens.json`. Both arrays are memory-mapped: opening a store of any size costs nothing.
+    `tokens.json`. Both arrays are memory-mapped, so that opening a store of any size costs nothing, unless it is not
+    to be `mapped`: each map takes a file handle.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mapped: bool = True) -> None:
         self.folder = folder
         about = read_json(folder / "tokens.json")
         try:
-            self.offsets: npt.NDArray[np.int64] = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+            mode: Literal["r"] | None = "r" if mapped else None
+            self.offsets: npt.NDArray[np.int64] = np.load(folder / "offsets.npy", mmap_mode=mode, allow_pickle=False)
             size = (folder / "ids.bin").stat().st_size
             whole = size == int(self.offsets[-1]) * 4 and len(self.offsets) == about["count"] + 1
         except (OSError, ValueError, KeyError, TypeError):
@@ -52,7 +54,9 @@ class TokenStore:
         if not whole:
             raise TandemError(f"The token store {folder} is damaged; remove the folder, it is built again.")
         self.ids: npt.NDArray[np.int32] = (
-            np.memmap(folder / "ids.bin", dtype=np.int32, mode="r") if size else np.empty(0, np.int32)
+            np.memmap(folder / "ids.bin", dtype=np.int32, mode="r")
+            if mapped and size
+            else np.fromfile(folder / "ids.bin", dtype=np.int32)
         )
         self.lengths: npt.NDArray[np.int64] = np.diff(self.offsets)
 
@@ -78,8 +82,7 @@ class TokenStore:
                     file.write(np.asarray(ids, dtype=np.int32).tobytes())
                     all_lengths.append(lengths)
             offsets = np.cumsum(np.concatenate(all_lengths), dtype=np.int64)
-            with (partial / "offsets.npy").open("wb") as file:
-                np.save(file, offsets)
+            save_array(partial / "offsets.npy", offsets)
             write_json(partial / "tokens.json", {"count": len(offsets) - 1, "max_tokens": MAX_TOKENS})
         return cls(folder)
 

@@ -150,8 +150,10 @@ def _free_place(out: Path) -> Path:
     """`out` without symbolic links, once it is sure that nothing but an index would be replaced."""
     place = out.resolve()
     own = {MANIFEST, PASSAGES, f"{PASSAGES}-wal", f"{PASSAGES}-shm", SEGMENTS, LOCK, UNDER_WAY, *OLD_NAMES}
-    if place.exists() and not (place.is_dir() and {path.name for path in place.iterdir()} <= own):
-        raise TandemError(f"{out} exists and is not an index; choose another place for --out.")
+    if place.exists():
+        names = {path.name for path in place.iterdir()} if place.is_dir() else None
+        if names is None or (names and not {MANIFEST} <= names <= own):
+            raise TandemError(f"{out} exists and is not an index; choose another place for --out.")
     return place
 
 

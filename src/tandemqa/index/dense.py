@@ -144,10 +144,10 @@ class DenseIndex:
             faiss.write_index(self.index, faiss.PyCallbackIOWriter(file.write))
 
     @classmethod
-    def load(cls, path: Path) -> "DenseIndex":
-        """Open an index with its vectors memory-mapped."""
+    def load(cls, path: Path, mapped: bool = True) -> "DenseIndex":
+        """Open an index with its vectors memory-mapped, or read into memory."""
         try:
-            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
+            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0))
         except RuntimeError as error:
             raise TandemError(f"The vector index {path} is missing or damaged; build the index again.") from error
 

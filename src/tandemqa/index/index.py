@@ -193,8 +193,8 @@ class Index:
         add_passages(self.folder, source, bundle)
         return Index.open(self.folder)
 
-    def delete(self, ids: Iterable[str]) -> "Index":
-        """Delete the passages with these ids; one that is not there is passed over: the index as it is then."""
+    def delete(self, ids: str | Iterable[str]) -> "Index":
+        """Delete the passages with these ids, or this id; some may not be there: the index as it is then."""
         from tandemqa.index.update import delete_passages
 
         delete_passages(self.folder, ids)

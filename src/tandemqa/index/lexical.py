@@ -10,7 +10,7 @@ import numpy.typing as npt
 import Stemmer
 
 from tandemqa.errors import TandemError
-from tandemqa.files import whole_folder
+from tandemqa.files import save_array, whole_folder
 
 K1, B = 1.2, 0.75
 LENGTHS = "lengths.npy"
@@ -60,7 +60,9 @@ class LexicalIndex:
         mean of this index alone. K goes from the one mean to the other by a factor that a passage has for all words.
         """
         scores = np.zeros(self.size, dtype=np.float32)
-        own_mean = self.words / max(self.size, 1)
+        if not self.words:
+            return scores
+        own_mean = self.words / self.size
         factor = None
         if mean_length != own_mean:
             lengths = np.asarray(self.lengths, dtype=np.float32)
@@ -86,15 +88,14 @@ class LexicalIndex:
     def save(self, folder: Path) -> None:
         with whole_folder(folder) as partial:
             self.bm25.save(partial)
-            with (partial / LENGTHS).open("wb") as file:
-                np.save(file, self.lengths)
+            save_array(partial / LENGTHS, self.lengths)
 
     @classmethod
-    def load(cls, folder: Path) -> "LexicalIndex":
-        """Open an index with its arrays memory-mapped."""
+    def load(cls, folder: Path, mapped: bool = True) -> "LexicalIndex":
+        """Open an index with its arrays memory-mapped, or read into memory."""
         try:
-            bm25 = bm25s.BM25.load(folder, mmap=True)
-            lengths = np.load(folder / LENGTHS, mmap_mode="r", allow_pickle=False)
+            bm25 = bm25s.BM25.load(folder, mmap=mapped)
+            lengths = np.load(folder / LENGTHS, mmap_mode="r" if mapped else None, allow_pickle=False)
         except (OSError, ValueError, KeyError) as error:
             raise TandemError(f"The BM25 index {folder} is missing or damaged; build the index again.") from error
         return cls(bm25, lengths)

@@ -5,39 +5,51 @@ In `corpus.jsonl`, beside `_id`, `title` and `text`, stand further fields, at th
 these, each of which then counts, can be searched by.
 """
 
-import math
+import contextlib
+import json
 import re
-import sqlite3
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from tandemqa.data.lines import fault, string_field
+from tandemqa.data.lines import fault, is_text
 from tandemqa.errors import TandemError
 
 Metadata = dict[str, Any]
+
+
+class Execute(Protocol):
+    """The rows that an SQL query finds in the database of the passages."""
+
+    def __call__(self, query: str, /, *values: str | int | float) -> Iterator[Any]: ...
+
 
 _CONDITION = re.compile(r"\s*([^<>=]*[^<>=\s])\s*(<=|>=|<|>|=)\s*([^<>=\s].*?)\s*", re.DOTALL)
 _LARGEST_INTEGER = 2**63 - 1
 
 
 def metadata_of(path: Path | str, number: int, record: dict[str, Any]) -> Metadata:
-    """The further fields of a line of `corpus.jsonl`; one that is no text or not finite is a `TandemError`."""
+    """The further fields of a line of `corpus.jsonl`; one that is not JSON in UTF-8 is a `TandemError`."""
     nested = record.get("metadata") or {}
     if not isinstance(nested, dict):
         raise fault(path, number, 'field metadata is not an object; write one like {"year": 2001}.')
     found = {name: value for name, value in record.items() if name not in ("_id", "title", "text", "metadata")}
     found.update(nested)
     for name, value in found.items():
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, str):
-                string_field(path, number, {name: one}, name)
-            if isinstance(one, float) and not math.isfinite(one):
-                raise fault(path, number, f"field {name} is {one}; write a number, or leave it out.")
+        try:
+            json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            shown = str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+            what = f"field {shown} holds half of a surrogate pair (\\ud800 to \\udfff); remove it."
+            raise fault(path, number, what) from error
+        except (ValueError, TypeError, RecursionError) as error:
+            what = f"field {name} cannot be kept as JSON ({error}); change its value, or leave it out."
+            raise fault(path, number, what) from error
     return found
 
 
@@ -48,7 +60,8 @@ def searchable(metadata: Metadata) -> Iterator[tuple[str, str | int | float]]:
             if isinstance(one, bool):
                 yield name, "true" if one else "false"
             elif isinstance(one, int) and abs(one) > _LARGEST_INTEGER:
-                yield name, float(one)
+                if abs(one) <= sys.float_info.max:
+                    yield name, float(one)
             elif isinstance(one, str | int | float):
                 yield name, one
 
@@ -68,11 +81,11 @@ class Condition:
     @classmethod
     def parse(cls, text: str) -> "Condition":
         match = _CONDITION.fullmatch(text)
-        if match is None:
+        if match is None or not is_text(text):
             raise TandemError(f"The condition {text!r} cannot be read; write it like year>=2001 or lang=en.")
         return cls(match[1], match[2], match[3])
 
-    def mask(self, database: sqlite3.Connection, size: int) -> npt.NDArray[np.bool_]:
+    def mask(self, execute: Execute, size: int) -> npt.NDArray[np.bool_]:
         """Which of the rows 0 to size - 1 fulfil it, bool of shape (size,)."""
         allowed = np.zeros(size, dtype=np.bool_)
         # In SQLite every number is less than every string.
@@ -85,27 +98,27 @@ class Condition:
             if self.operator == "=":
                 queries.append((query, self.value))
         for sql, value in queries:
-            rows = database.execute(sql, (self.field, value))
+            rows = execute(sql, self.field, value)
             found = np.fromiter((row for (row,) in rows), dtype=np.int64)
             allowed[found[found < size]] = True
         return allowed
 
 
-def mask_of(conditions: Sequence[str], database: sqlite3.Connection, size: int) -> npt.NDArray[np.bool_]:
+def mask_of(conditions: Sequence[str], execute: Execute, size: int) -> npt.NDArray[np.bool_]:
     """Which rows fulfil every condition; a field that no passage has is a `TandemError` that names those that are."""
     allowed = np.ones(size, dtype=np.bool_)
     for condition in map(Condition.parse, conditions):
-        mask = condition.mask(database, size)
+        mask = condition.mask(execute, size)
         if not mask.any():
-            _check_field(condition.field, database)
+            _check_field(condition.field, execute)
         allowed &= mask
     return allowed
 
 
-def field_names(database: sqlite3.Connection) -> list[str]:
+def field_names(execute: Execute) -> list[str]:
     """The fields that passages can be found by, in alphabetical order."""
     # From each field straight to the next one, instead of through all its rows.
-    steps = database.execute(
+    steps = execute(
         "WITH RECURSIVE step(field) AS (SELECT min(field) FROM fields UNION ALL "
         "SELECT (SELECT min(field) FROM fields WHERE field > step.field) FROM step WHERE step.field IS NOT NULL) "
         "SELECT field FROM step WHERE field IS NOT NULL"
@@ -113,20 +126,20 @@ def field_names(database: sqlite3.Connection) -> list[str]:
     return [field for (field,) in steps]
 
 
-def _check_field(field: str, database: sqlite3.Connection) -> None:
-    known = field_names(database)
+def _check_field(field: str, execute: Execute) -> None:
+    known = field_names(execute)
     if field not in known:
         advice = f"choose one of {', '.join(known)}" if known else "no passage has any"
         raise TandemError(f"No passage has a field {field!r} to search by; {advice}.")
 
 
 def _number(text: str) -> int | float | None:
-    for kind in (int, float):
-        try:
-            number = kind(text)
-        except ValueError:
-            continue
-        if isinstance(number, int) and abs(number) > _LARGEST_INTEGER:
-            return float(number)
-        return number if math.isfinite(number) else None
-    return None
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    with contextlib.suppress(ValueError):
+        if abs(integer := int(text)) <= _LARGEST_INTEGER:
+            return integer
+    # "inf" and "nan" are words here; what is larger than any number of a field may well be infinite.
+    return number if any(map(str.isdigit, text)) else None

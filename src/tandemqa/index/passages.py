@@ -91,41 +91,45 @@ class PassageStore:
 
     def row(self, passage_id: str) -> int | None:
         """The row of a passage, None if it is not there."""
-        found = self._database.execute("SELECT row FROM passages WHERE id = ?", (passage_id,)).fetchone()
+        found = next(self._execute("SELECT row FROM passages WHERE id = ?", passage_id), None)
         return None if found is None else int(found[0])
 
     def ids(self) -> Iterator[str]:
         """The ids of all passages, in the order of their rows."""
-        return (str(name) for (name,) in self._database.execute("SELECT id FROM passages ORDER BY row"))
+        return (str(name) for (name,) in self._execute("SELECT id FROM passages ORDER BY row"))
 
     def live(self) -> npt.NDArray[np.bool_]:
         """Which rows have no tombstone, bool of shape (next_row,)."""
         live = np.ones(self.next_row, dtype=np.bool_)
-        for (row,) in self._database.execute("SELECT row FROM tombstones"):
+        for (row,) in self._execute("SELECT row FROM tombstones"):
             live[row] = False
         return live
 
     def fulfilling(self, conditions: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Which rows fulfil all conditions such as "year>=2001", bool of shape (next_row,)."""
-        return mask_of(conditions, self._database, self.next_row)
+        return mask_of(conditions, self._execute, self.next_row)
 
     @property
     def fields(self) -> list[str]:
         """The fields that conditions may name."""
-        return field_names(self._database)
+        return field_names(self._execute)
 
     def close(self) -> None:
         self._database.close()
 
     def _row(self, row: int) -> tuple[str, str, str, str | None]:
         query = "SELECT id, title, text, metadata FROM passages WHERE row = ?"
-        try:
-            values: tuple[str, str, str, str | None] | None = self._database.execute(query, (row,)).fetchone()
-        except sqlite3.Error as error:
-            raise self._damaged(error) from error
+        values: tuple[str, str, str, str | None] | None = next(self._execute(query, row), None)
         if values is None:
             raise IndexError(f"row {row} is no passage of {self.path}")
         return values
+
+    def _execute(self, query: str, *values: str | int | float) -> Iterator[Any]:
+        """The rows that a query finds, as they are read."""
+        try:
+            yield from self._database.execute(query, values)
+        except sqlite3.Error as error:
+            raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> TandemError:
         return TandemError(f"The passages {self.path} are missing or damaged ({error}); build the index again.")
@@ -191,13 +195,15 @@ def repeated(source: Path | str, number: int, record: Record) -> TandemError:
 
 @contextmanager
 def transaction(path: Path) -> Iterator[sqlite3.Connection]:
-    """The database in a transaction of one writer: committed, as the next generation, when the block ends well."""
+    """The database in a transaction of one writer, committed when the block ends well: as the next generation, unless
+    nothing was changed."""
     with _explained(path), closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("PRAGMA synchronous = FULL")
         database.execute("BEGIN IMMEDIATE")
         try:
             yield database
-            database.execute("UPDATE state SET generation = generation + 1")
+            if database.total_changes:
+                database.execute("UPDATE state SET generation = generation + 1")
             database.execute("COMMIT")
         except BaseException:
             if database.in_transaction:
@@ -232,11 +238,14 @@ def remove(database: sqlite3.Connection, ids: Sequence[str]) -> int:
     return count
 
 
-def clear_segments(database: sqlite3.Connection) -> None:
-    """Drop all segments, and what is still known of deleted rows; the caller registers what takes their place."""
-    database.execute("DELETE FROM segments")
-    database.execute("DELETE FROM fields WHERE row IN (SELECT row FROM tombstones)")
-    database.execute("DELETE FROM tombstones")
+def drop_segments(database: sqlite3.Connection, names: Iterable[str], first: int) -> None:
+    """Drop the last segments, whose rows begin with `first`, and what is still known of deleted rows from there on.
+
+    The caller registers what takes their place.
+    """
+    database.executemany("DELETE FROM segments WHERE name = ?", ((name,) for name in names))
+    database.execute("DELETE FROM fields WHERE row IN (SELECT row FROM tombstones WHERE row >= ?)", (first,))
+    database.execute("DELETE FROM tombstones WHERE row >= ?", (first,))
 
 
 def register(database: sqlite3.Connection, segment: str) -> None:

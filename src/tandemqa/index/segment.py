@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from tandemqa.data.tokens import TokenStore
 from tandemqa.errors import TandemError
-from tandemqa.files import read_json, remove_partial, whole_file, whole_folder, write_json
+from tandemqa.files import read_json, remove_partial, save_array, whole_folder, write_json
 from tandemqa.index.dense import DenseIndex, Kind, Storage, check_finite
 from tandemqa.index.lexical import LexicalIndex
 from tandemqa.index.recall import tune
@@ -38,6 +38,8 @@ SEGMENT, ROWS, VECTORS, WORDS, TOKENS, SHARDS = (
 SHARD = 8192
 # Passages of one BM25 index: building it takes about half a gigabyte.
 PART = 131_072
+# From so many passages on, arrays are memory-mapped. Each map takes a file handle, of which a process has few.
+MAPPED = 10_000
 # Above so many vectors "auto" is approximate.
 EXACT_AT_MOST = 1_000_000
 
@@ -57,10 +59,13 @@ class Segment:
         self._lock = _shared_lock(folder)
         self.about = read_json(folder / SEGMENT)
         _check_files(folder, self.about)
-        self.vectors = DenseIndex.load(folder / VECTORS)
-        self.tokens = TokenStore(folder / TOKENS)
+        self._mapped = self.about["passages"] >= MAPPED
+        self.vectors = DenseIndex.load(folder / VECTORS, self._mapped)
+        self.tokens = TokenStore(folder / TOKENS, self._mapped)
         try:
-            self.rows: npt.NDArray[np.int32] = np.load(folder / ROWS, mmap_mode="r", allow_pickle=False)
+            self.rows: npt.NDArray[np.int32] = np.load(
+                folder / ROWS, mmap_mode="r" if self._mapped else None, allow_pickle=False
+            )
         except ValueError as error:
             raise TandemError(f"{folder / ROWS} is damaged ({error}); build the index again.") from error
         if {len(self.vectors), len(self.tokens), len(self.rows)} != {self.about["passages"]}:
@@ -72,7 +77,8 @@ class Segment:
     @cached_property
     def words(self) -> list[LexicalIndex]:
         """BM25 of the passages in the order of their positions, `PART` in each."""
-        return [LexicalIndex.load(folder) for folder in sorted((self.folder / WORDS).iterdir())]
+        folders = sorted((self.folder / WORDS).iterdir())
+        return [LexicalIndex.load(folder, self._mapped) for folder in folders]
 
     def close(self) -> None:
         self._lock.close()
@@ -117,7 +123,7 @@ def write_segment(
         )
         recall = tune(index, [_load(block, "vectors") for block in blocks], questions)
         index.save(folder / VECTORS)
-        _save(folder / ROWS, rows)
+        save_array(folder / ROWS, rows)
         files = sorted(f for f in folder.rglob("*") if f.is_file() and shards not in f.parents)
         about = {
             "passages": count,
@@ -151,9 +157,9 @@ def _encode(shards: Path, count: int, source: Source) -> None:
                 half = vectors.astype(np.float16)
                 check_finite(half, start)
                 with whole_folder(shard) as partial:
-                    _save(partial / "vectors.npy", half)
-                    _save(partial / "ids.npy", np.concatenate([*tokens, np.empty(0, dtype=np.int32)]))
-                    _save(partial / "lengths.npy", np.fromiter(map(len, tokens), np.int64, len(tokens)))
+                    save_array(partial / "vectors.npy", half)
+                    save_array(partial / "ids.npy", np.concatenate([*tokens, np.empty(0, dtype=np.int32)]))
+                    save_array(partial / "lengths.npy", np.fromiter(map(len, tokens), np.int64, len(tokens)))
             progress.update(stop - progress.n)
 
 
@@ -202,11 +208,6 @@ def _shared_lock(folder: Path) -> BinaryIO:
     except (FileNotFoundError, BlockingIOError) as error:  # gone, or about to go
         raise TandemError(f"The index lacks its segment {folder}; build the index again.") from error
     return file
-
-
-def _save(path: Path, array: npt.NDArray[Any]) -> None:
-    with whole_file(path) as partial, partial.open("wb") as file:
-        np.save(file, array)
 
 
 def _load(block: Path, name: str) -> npt.NDArray[Any]:

@@ -5,8 +5,8 @@ removed by the next writer, and so is one that a transaction has replaced, once 
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tandemqa.data.lines import is_text
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
 from tandemqa.files import explained, remove_partial, whole_folder
@@ -22,7 +23,7 @@ from tandemqa.index.lock import only_writer
 from tandemqa.index.passages import (
     PassageStore,
     Record,
-    clear_segments,
+    drop_segments,
     fold,
     put,
     read_passages,
@@ -32,11 +33,13 @@ from tandemqa.index.passages import (
     repeated,
     transaction,
 )
-from tandemqa.index.segment import remove_unless_open, write_segment
+from tandemqa.index.segment import Segment, remove_unless_open, write_segment
 from tandemqa.index.source import Copied, Texts
 
 # Passages that become visible together when more are added; as many are held in memory.
 BATCH = 65_536
+# Segments from which on `add` joins some: each takes file handles, and a search asks all of them.
+MOST_SEGMENTS = 32
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,10 @@ def add_passages(
     added. They become visible `BATCH` at a time. `bundle` is needed only if it is no longer where it was.
     """
     Index.open(folder).close()
-    if not isinstance(passages, Path):
+    if isinstance(passages, Path):
+        if passages.exists() and not passages.is_file():
+            raise TandemError(f"{passages} is not a file, and passages are read twice; write them into a file first.")
+    else:
         passages = list(passages)
         if not passages:
             raise TandemError("There are no passages to add; give at least one.")
@@ -69,8 +75,9 @@ def add_passages(
         index.close()
         records = (record for _, record in _records(passages))
         while batch := list(islice(records, BATCH)):
+            _make_room(folder)
             name = secrets.token_hex(8)
-            first = _next_row(folder)
+            first = _state(folder).next_row
             rows = np.arange(first, first + len(batch), dtype=np.int32)
             texts = [record.passage.full for record in batch]
             with whole_folder(folder / SEGMENTS / name) as partial:
@@ -82,9 +89,13 @@ def add_passages(
     return Added(count, replaced)
 
 
-def delete_passages(folder: Path, ids: Iterable[str]) -> int:
-    """Delete the passages with these ids from the index in `folder`: how many there were."""
+def delete_passages(folder: Path, ids: str | Iterable[str]) -> int:
+    """Delete the passages with these ids, or this id, from the index in `folder`: how many there were."""
     Index.open(folder).close()
+    ids = [ids] if isinstance(ids, str) else list(ids)
+    for one in ids:
+        if not is_text(one):
+            raise TandemError(f"The id {one!r} is not UTF-8, as all ids of an index are; check how it is spelt.")
     with _writing(folder), transaction(folder / PASSAGES) as database:
         return remove(database, list(dict.fromkeys(ids)))
 
@@ -96,23 +107,40 @@ def compact(folder: Path) -> bool:
     """
     Index.open(folder).close()
     with _writing(folder):
-        index = Index.open(folder)
-        try:
+        with closing(Index.open(folder)) as index:
             if len(index.segments) <= 1 and not index.passages.deleted:
                 return False
-            name = secrets.token_hex(8)
-            source = Copied(index.segments, index.passages, index.passages.live())
-            if len(source.rows):
-                with whole_folder(folder / SEGMENTS / name) as partial:
-                    write_segment(partial, source.rows, source, index.about["vectors"], index.about["storage"])
-            with transaction(folder / PASSAGES) as database:
-                clear_segments(database)
-                if len(source.rows):
-                    register(database, name)
-        finally:
-            index.close()
+            _join(index, index.segments)
         _sweep(folder)
     return True
+
+
+def _make_room(folder: Path) -> None:
+    """Join the last segments, if there are many: from the first that is no larger than all after it together.
+
+    So a large segment is left alone until as much has been added, and a passage is copied no more often than its
+    segment doubles. There is such a segment: 32 sizes, each above all after it together, are those of 2³² rows.
+    """
+    if len(_state(folder).segments) < MOST_SEGMENTS:
+        return
+    with closing(Index.open(folder)) as index:
+        sizes = [len(segment) for segment in index.segments]
+        first = next(number for number, size in enumerate(sizes) if size <= sum(sizes[number + 1 :]))
+        _join(index, index.segments[first:])
+    _sweep(folder)
+
+
+def _join(index: Index, segments: Sequence[Segment]) -> None:
+    """Make one segment of the last `segments` of an index, without what was deleted of them."""
+    name = secrets.token_hex(8)
+    source = Copied(segments, index.passages, index.passages.live())
+    if len(source.rows):
+        with whole_folder(index.folder / SEGMENTS / name) as partial:
+            write_segment(partial, source.rows, source, index.about["vectors"], index.about["storage"])
+    with transaction(index.folder / PASSAGES) as database:
+        drop_segments(database, [segment.folder.name for segment in segments], int(segments[0].rows[0]))
+        if len(source.rows):
+            register(database, name)
 
 
 def _check(passages: Path | list[Mapping[str, Any]]) -> None:
@@ -140,10 +168,11 @@ def _slices(texts: list[str]) -> Callable[[int, int], list[str]]:
     return lambda start, stop: texts[start:stop]
 
 
-def _next_row(folder: Path) -> int:
+def _state(folder: Path) -> PassageStore:
+    """The book of the index, closed again: its segments and next row."""
     store = PassageStore(folder / PASSAGES)
     store.close()
-    return int(store.next_row)
+    return store
 
 
 @contextmanager
@@ -158,8 +187,7 @@ def _writing(folder: Path) -> Iterator[None]:
 def _sweep(folder: Path) -> None:
     """Remove segments that are no part of the index, except those that a reader still has open."""
     remove_partial(folder / SEGMENTS)
-    store = PassageStore(folder / PASSAGES)
-    store.close()
+    segments = _state(folder).segments
     for segment in (folder / SEGMENTS).iterdir():
-        if segment.name not in store.segments:
+        if segment.name not in segments:
             remove_unless_open(segment)

@@ -11,7 +11,7 @@ from tandemqa.data.dataset import Dataset
 from tandemqa.data.tokens import passage_tokens, tokenizer_fingerprint
 from tandemqa.encoders.backbone import device_of, has_bfloat16
 from tandemqa.encoders.dual import DualEncoder
-from tandemqa.files import cache_folder, whole_file
+from tandemqa.files import cache_folder, save_array
 from tandemqa.index.dense import DenseIndex, check_finite
 from tandemqa.index.segment import SHARD
 from tandemqa.progress import bar
@@ -46,8 +46,7 @@ class VectorCache:
         return vectors if len(vectors) == stop - start else None
 
     def save(self, start: int, vectors: npt.NDArray[np.float16]) -> None:
-        with whole_file(self._path(start)) as partial, partial.open("wb") as file:
-            np.save(file, vectors)
+        save_array(self._path(start), vectors)
 
     def _path(self, start: int) -> Path:
         return self.folder / f"{start:09}.npy"

@@ -15,7 +15,7 @@ from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run
 from tandemqa.data.tokens import TokenIds
 from tandemqa.errors import TandemError
-from tandemqa.files import whole_file
+from tandemqa.files import save_arrays
 
 NO_PASSAGE = -1
 
@@ -111,8 +111,7 @@ class TrainingLists:
         return TrainingLists(self.query_rows[numbers], self.passages[numbers])
 
     def save(self, path: Path) -> None:
-        with whole_file(path) as partial, partial.open("wb") as file:
-            np.savez(file, query_rows=self.query_rows, passages=self.passages)
+        save_arrays(path, query_rows=self.query_rows, passages=self.passages)
 
     @classmethod
     def load(cls, path: Path) -> "TrainingLists":

@@ -22,7 +22,7 @@ from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
 from tandemqa.evaluation.report import write_runs
 from tandemqa.evaluation.stages import rank_stages
-from tandemqa.files import read_json, whole_file, write_json
+from tandemqa.files import read_json, save_array, save_arrays, write_json
 from tandemqa.index.dense import DenseIndex
 from tandemqa.index.lexical import LexicalIndex
 from tandemqa.index.vectors import passage_index
@@ -286,8 +286,7 @@ class Chain:
     def _score(self, folder: Path, name: str, mined: Stage) -> None:
         scores = self._scores(_load_run(mined).cut(self.recipe.lists.depth), name)
         for file_name, values in (("positives.npy", scores.positives), ("scores.npy", scores.candidates)):
-            with whole_file(folder / file_name) as partial_file, partial_file.open("wb") as file:
-                np.save(file, values)
+            save_array(folder / file_name, values)
 
     def _lists(self, folder: Path, name: str, mined: Stage, scored: Stage | None, seed: int) -> None:
         scores = None
@@ -297,8 +296,7 @@ class Chain:
                 scores = Scores(*(np.load(file, allow_pickle=False) for file in files))
         drawn, about = self._draw(_load_run(mined).cut(self.recipe.lists.depth), scores, seed)
         drawn.lists.save(folder / "lists.npz")
-        with whole_file(folder / "verdicts.npy") as partial_file, partial_file.open("wb") as file:
-            np.save(file, drawn.verdicts)
+        save_array(folder / "verdicts.npy", drawn.verdicts)
         write_json(folder / "lists.json", about | {"counts": drawn.counts})
 
     def _joint(self, folder: Path, name: str, listed: Stage, seed: int) -> None:
@@ -491,8 +489,7 @@ def _started_from(recipe: Recipe) -> str:
 
 
 def _save_run(path: Path, run: Run) -> None:
-    with whole_file(path) as partial_file, partial_file.open("wb") as file:
-        np.savez(file, query_ids=np.array(run.query_ids), rows=run.rows, scores=run.scores)
+    save_arrays(path, query_ids=np.array(run.query_ids), rows=run.rows, scores=run.scores)
 
 
 def _load_run(stage: Stage) -> Run:

@@ -12,7 +12,7 @@ from tandemqa.data.tokens import passage_tokens
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.evaluation.metrics import counted_queries, evaluate_run
-from tandemqa.files import whole_file
+from tandemqa.files import save_arrays
 from tandemqa.index.dense import DenseIndex
 from tandemqa.search.rank import rerank, retrieve
 
@@ -31,8 +31,7 @@ class Sample(NamedTuple):
     rows: npt.NDArray[np.int64]
 
     def save(self, path: Path) -> None:
-        with whole_file(path) as partial, partial.open("wb") as file:
-            np.savez(file, query_ids=np.array(self.query_ids), rows=self.rows)
+        save_arrays(path, query_ids=np.array(self.query_ids), rows=self.rows)
 
     @classmethod
     def load(cls, path: Path) -> "Sample":
