@@ -180,7 +180,10 @@ def search(
     ] = "dense",
     stopping: Annotated[
         float,
-        typer.Option(metavar="X", help="From 0, which re-ranks all candidates, to 1: end re-ranking sooner."),
+        typer.Option(
+            metavar="X",
+            help="From 0, which re-ranks all candidates, to 1: end re-ranking sooner, judged by the first hit only.",
+        ),
     ] = 0.0,
     where: Annotated[
         list[str] | None,
