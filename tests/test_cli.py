@@ -420,7 +420,7 @@ def test_what_is_something_else_is_one_line(
         (["search", "INDEX", " "], "The question is empty"),
         (["search", "INDEX", "owls", "-k", "0"], "k is 0"),
         (["search", "INDEX", "owls", "--depth", "0"], "depth is 0"),
-        (["search", "INDEX", "owls", "--mode", "sparse"], "no mode 'sparse'"),
+        (["search", "INDEX", "owls", "--mode", "sparse"], "'sparse' is not one of 'dense', 'bm25', 'hybrid'"),
         (["search", "INDEX", "owls", "--stopping", "2"], "stopping is 2.0"),
         (["search", "INDEX", "owls", "--stopping", "0.1"], "did not learn when to stop"),
         (["evaluate", "BUNDLE", "DATA", "--split", "nope"], "no split 'nope'; choose one of dev, test, train"),
