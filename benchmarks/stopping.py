@@ -20,7 +20,7 @@ from tandemqa.evaluation.metrics import evaluate_run
 from tandemqa.evaluation.significance import paired_interval
 from tandemqa.evaluation.stopping import learn_stopping
 from tandemqa.index.vectors import passage_index
-from tandemqa.search.rank import blended, reranker_scores, retrieve
+from tandemqa.search.rank import blended, final_scores, reranker_scores, retrieve
 from tandemqa.search.stopping import read_until_settled
 
 
@@ -40,8 +40,7 @@ def main() -> None:
     assert rule is not None
     print(f"blend {blend:.3g}; {rule.model_dump(exclude={'curve'})}\n")
     test, test_scores, test_qrels = _scored(bundle, dataset, "test", options.questions, options.depth)
-    promise = np.float32(blend) * test.scores
-    final = test_scores + promise
+    final = final_scores(test, test_scores, blend)
     retrieved = evaluate_run(test, test_qrels, row, ["mrr@10"])["mrr@10"].mean()
     print(f"the retriever alone on test: MRR@10 {retrieved:.4f}\n")
     print(
@@ -51,7 +50,7 @@ def main() -> None:
     )
     whole = None
     for point in rule.curve:
-        done = read_until_settled(test.rows >= 0, promise, lambda _: final, rule, point.stopping)
+        done = read_until_settled(test.rows >= 0, test.scores, lambda _: final, rule, point.stopping)
         run = blended(test, np.where(done, test_scores, np.float32(-np.inf)), blend)
         values = evaluate_run(run, test_qrels, row, ["mrr@10"])["mrr@10"]
         whole = values if whole is None else whole

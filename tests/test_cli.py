@@ -185,8 +185,9 @@ def test_search_prints_each_passage_within_eighty_columns(index: Path) -> None:
     assert sum(line.endswith("…") for line in lines) == 1  # of the one long passage the rest is left out
 
 
-def test_a_passage_cannot_steer_the_terminal() -> None:
-    hit = a_hit(id="id\x1b[2J", title="title\x1b]0;pwned\x07", text="text \x1b[31mred\x9b" * 50)
+@pytest.mark.parametrize("title", ["title\x1b]0;pwned\x07", "", " \n"])
+def test_a_passage_cannot_steer_the_terminal(title: str) -> None:
+    hit = a_hit(id="id\x1b[2J", title=title, text="text \x1b[31mred\x9b" * 50)
     text = answer_text(Answer("q", (hit,), None, True, {"retrieve": 0.001}), 80)
     assert all(character.isprintable() for character in text.replace("\n", ""))
 
@@ -232,6 +233,12 @@ def test_a_title_longer_than_the_line_is_cut() -> None:
     assert len(first) == 40 and "…" in first and first.endswith("-12345.68")
 
 
+@pytest.mark.parametrize("width", [1, 12])
+def test_a_terminal_too_narrow_for_anything_gets_lines_of_forty_columns(width: int) -> None:
+    answer = Answer("q", (a_hit("word " * 50, title="title " * 20),), None, True, {})
+    assert answer_text(answer, width) == answer_text(answer, 40)
+
+
 def test_search_takes_a_bundle_that_has_moved(tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     Index.build(tmp_path / "bundle", tiny_dataset, tmp_path / "index")
@@ -271,7 +278,13 @@ def test_add_search_where_delete_and_compact_go_together(index: Path, tiny_bundl
     assert [(hit["id"], hit["metadata"]) for hit in found["hits"]] == [("p1", {"year": 1999})]
     assert "No passage has a field 'day'" in fails("search", own, "owls", "--where", "day=1", *bundle)
     assert "The condition 'year' cannot be read" in fails("search", own, "owls", "--where", "year", *bundle)
-    assert run("search", own, "owls", "--where", "year=3", *bundle).stdout.startswith("No passage")
+    nothing = run("search", own, "owls", "--where", "year=3", *bundle)
+    assert nothing.exit_code == 0
+    assert nothing.stdout.startswith(
+        "No passage was found: none shares a word with the question, or none fulfils the conditions.\n"
+    )
+    nothing = run_json("search", own, "owls", "--where", "year=3", *bundle)
+    assert (nothing["hits"], nothing["found"]) == ([], False)
     assert run("delete", own, "p2", "nobody").stdout == "Deleted 1 passages; 1 ids were not there.\n"
     assert run_json("delete", own, "n1") == {"index": str(own), "deleted": 1}
     about = run_json("inspect", own)
@@ -407,7 +420,7 @@ def test_what_is_something_else_is_one_line(
         (["search", "INDEX", " "], "The question is empty"),
         (["search", "INDEX", "owls", "-k", "0"], "k is 0"),
         (["search", "INDEX", "owls", "--depth", "0"], "depth is 0"),
-        (["search", "INDEX", "owls", "--mode", "sparse"], "no mode 'sparse'"),
+        (["search", "INDEX", "owls", "--mode", "sparse"], "'sparse' is not one of 'dense', 'bm25', 'hybrid'"),
         (["search", "INDEX", "owls", "--stopping", "2"], "stopping is 2.0"),
         (["search", "INDEX", "owls", "--stopping", "0.1"], "did not learn when to stop"),
         (["evaluate", "BUNDLE", "DATA", "--split", "nope"], "no split 'nope'; choose one of dev, test, train"),

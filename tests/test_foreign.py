@@ -32,7 +32,7 @@ from transformers import (
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.encoders.foreign import read_reranker, read_retriever
-from tandemqa.errors import TandemError
+from tandemqa.errors import TandemError, first_line
 from tandemqa.evaluation.pair import make_bundle
 from tandemqa.search.learnt import Learnt
 
@@ -174,6 +174,14 @@ def test_a_plain_encoder_and_the_older_layout_are_read(tiny_model: Path, tmp_pat
         (("1_Pooling/config.json", "true", "true", "false"), "without the prompt"),
         (("config_sentence_transformers.json", "cosine", "cosine", "euclidean"), "compares by euclidean"),
         (("2_Dense/config.json", "Tanh", "Tanh", "Softplus"), "of a kind that is not supported"),
+        (
+            ("1_Pooling/config.json", '"mean"', '"mean"', '"median"'),
+            "cannot be read exactly: its pooling is 'median'",
+        ),
+        (
+            ("sentence_bert_config.json", "{", '"module_output', '"max_seq_length": 7, "module_output'),
+            r"cannot be read exactly: its passage_length is 7 \(Input should be greater than or equal to 8\)",
+        ),
     ],
 )
 def test_what_cannot_be_read_exactly_is_refused(
@@ -243,6 +251,32 @@ def test_a_classifier_of_several_labels_and_a_plain_encoder_are_refused(
         read_reranker(str(tiny_model))
 
 
+def test_a_classifier_that_reads_too_few_tokens_is_refused(tiny_model: Path, bpe: Any, tmp_path: Path) -> None:
+    folder = classifier("bert", tiny_model, bpe, tmp_path / "model")
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 4}')
+    with pytest.raises(TandemError, match="cannot be read exactly: its pair_length is 4"):
+        read_reranker(str(folder))
+
+
+def test_weights_that_cannot_be_read_are_one_line(tiny_model: Path, bpe: Any, tmp_path: Path) -> None:
+    folder = classifier("bert", tiny_model, bpe, tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(TandemError, match=r"^The re-ranker .* could not be loaded: .*[^.]\.$"):
+        read_reranker(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("  it broke.\nAnd so on."), "it broke"),
+        (OSError(), "OSError"),
+        (ValueError(" \n"), "ValueError"),
+    ],
+)
+def test_what_an_error_says_first(error: Exception, line: str) -> None:
+    assert first_line(error) == line
+
+
 # Both as a bundle
 
 
@@ -252,6 +286,24 @@ def test_models_of_our_own_keep_what_they_are(tiny_bundle: Path, tmp_path: Path)
     assert made.retriever.fingerprint() == before.retriever.fingerprint()
     assert made.reranker.fingerprint() == before.reranker.fingerprint()
     assert made.about["reranker"]["pooling"] == before.about["reranker"]["pooling"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"retriever": None}, "its tandem.json does not describe the retriever"),
+        ({"retriever": {"poling": "cls"}}, "its poling is 'cls'"),
+    ],
+)
+def test_a_manifest_that_does_not_describe_the_model_is_refused(
+    tiny_bundle: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    about = json.loads((copy / "tandem.json").read_text()) | change
+    (copy / "tandem.json").write_text(json.dumps({name: value for name, value in about.items() if value is not None}))
+    with pytest.raises(TandemError, match=f"cannot be read exactly: {message}"):
+        read_retriever(str(copy))
+    assert read_reranker(str(copy)).config.pair_length > 0
 
 
 def test_with_data_the_pair_is_measured_and_learns(tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path) -> None:

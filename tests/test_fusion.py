@@ -5,7 +5,8 @@ import pytest
 
 from tandemqa.data.runs import Run
 from tandemqa.evaluation.blend import learn_fusion
-from tandemqa.search.rank import fuse
+from tandemqa.search import rank
+from tandemqa.search.rank import fuse, fusions
 
 
 def run(*rankings: dict[int, float], width: int = 4) -> Run:
@@ -47,6 +48,20 @@ def test_all_shares_give_the_ranking_of_the_one_run_that_they_are_of() -> None:
     assert list(found(fuse(dense, words, 2, share=0.0))) == [3, 5]
 
 
+def test_many_shares_at_once_give_what_each_gives_alone_and_scale_the_scores_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dense, words = run({7: 0.9, 3: 0.5, 1: 0.1}, {2: 0.4}), run({3: 12.0, 5: 8.0, 9: 2.0}, {})
+    shares = [0.3, None, 1.0, 0.0]
+    alone = [fuse(dense, words, 3, share) for share in shares]
+    scaled, calls = rank._scaled, []
+    monkeypatch.setattr(rank, "_scaled", lambda run: calls.append(run) or scaled(run))
+    for one, expected in zip(fusions(dense, words, 3, shares), alone, strict=True):
+        np.testing.assert_array_equal(one.rows, expected.rows)
+        np.testing.assert_array_equal(one.scores, expected.scores)
+    assert calls == [dense, words]
+
+
 def noisy(truth: np.ndarray, noise: float, seed: int) -> Run:
     """All passages of each question ranked by the truth and noise."""
     scores = (truth + noise * np.random.default_rng(seed).normal(size=truth.shape)).astype(np.float32)
@@ -57,7 +72,7 @@ def noisy(truth: np.ndarray, noise: float, seed: int) -> Run:
 
 
 @pytest.mark.parametrize(("dense", "words"), [(0.2, 2.0), (2.0, 0.2)])
-def test_the_share_follows_the_better_ranking(dense: float, words: float) -> None:
+def test_the_share_follows_the_better_ranking(dense: float, words: float, capsys: pytest.CaptureFixture[str]) -> None:
     truth = np.eye(12)[np.random.default_rng(3).integers(12, size=300)]
     rows = np.arange(truth.size).reshape(truth.shape)
     qrels = {f"q{number}": {f"p{rows[number][truth[number] > 0][0]}": 1} for number in range(300)}
@@ -65,3 +80,4 @@ def test_the_share_follows_the_better_ranking(dense: float, words: float) -> Non
         noisy(truth, dense, 1), noisy(truth, words, 2), qrels, {f"p{r}": r for r in range(truth.size)}
     )
     assert share is not None and (share > 0.6 if dense < words else share < 0.4)
+    assert "learn to fuse: 100%" in capsys.readouterr().err

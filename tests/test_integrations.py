@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
+from tandemqa.errors import TandemError
 from tandemqa.index.index import Index
 from tandemqa.search.searcher import Answer, Searcher
 
 QUESTION = "what was Tokyo called before"
+WHERE, REFUSED = ["year=1"], "No passage has a field 'year'"  # what search says if it is handed the condition
 INSTALL = "not installed: pip install 'tandemqa[integrations]'"
 
 
@@ -34,6 +36,8 @@ def test_langchain_chains_it(searcher: Searcher) -> None:
     chain = TandemRetriever(searcher=searcher, k=3, mode="hybrid") | RunnableLambda(list)
     documents = chain.invoke(QUESTION)
     check([(d.id, d.page_content, d.metadata) for d in documents], searcher.search(QUESTION, k=3, mode="hybrid"))
+    with pytest.raises(TandemError, match=REFUSED):
+        TandemRetriever(searcher=searcher, where=WHERE).invoke(QUESTION)
 
 
 def test_llamaindex_queries_it(searcher: Searcher) -> None:
@@ -50,6 +54,8 @@ def test_llamaindex_queries_it(searcher: Searcher) -> None:
     expected = searcher.search(QUESTION, k=3, depth=10)
     check([(n.node.node_id, n.node.text, n.node.metadata) for n in nodes], expected)
     assert [node.score for node in nodes] == [hit.score for hit in expected]
+    with pytest.raises(TandemError, match=REFUSED):
+        TandemRetriever(searcher, where=WHERE).retrieve(QUESTION)
 
 
 def test_haystack_runs_it_in_a_pipeline_that_was_saved(searcher: Searcher) -> None:
@@ -65,3 +71,6 @@ def test_haystack_runs_it_in_a_pipeline_that_was_saved(searcher: Searcher) -> No
     expected = searcher.search(QUESTION, k=3)
     check([(d.id, d.content, d.meta) for d in documents], expected)
     assert [document.score for document in documents] == [hit.score for hit in expected]
+    saved = TandemRetriever(str(searcher.index.folder), where=WHERE).to_dict()
+    with pytest.raises(TandemError, match=REFUSED):
+        TandemRetriever.from_dict(saved).run(QUESTION)

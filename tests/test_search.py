@@ -254,6 +254,18 @@ def test_what_was_not_read_stands_behind_in_the_order_of_the_candidates(searcher
         assert ids(alone) == ids(together)
 
 
+@pytest.mark.parametrize("blend", [0.0, 5.0])
+def test_reading_stops_by_the_similarity_of_what_is_left_whatever_its_weight(
+    searcher: Searcher, blend: float
+) -> None:
+    whole = sorted(searcher.search("how does bread rise", k=40), key=lambda hit: hit.retriever_rank)
+    similarity = [hit.retriever_score for hit in whole]
+    middle = (similarity[11] + similarity[12]) / 2  # what is left is more similar than this until 12 are read
+    rule = {**RULE, "best": 0.0, "ahead": 1e7, "offset": -1e7 * middle}
+    early = with_learnt(searcher, blend=blend, stopping=rule).search("how does bread rise", k=40, stopping=0.5)
+    assert sum(hit.reranker_score is not None for hit in early) == 12
+
+
 def test_stopping_zero_reads_all(searcher: Searcher) -> None:
     early = with_learnt(searcher, stopping=RULE)
     assert ids(early.search("owls", k=40)) == ids(searcher.search("owls", k=40))

@@ -4,11 +4,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from tandemqa.data.runs import Run
-from tandemqa.evaluation.stopping import RIDGE, learn_stopping, logistic_fit
+from tandemqa.evaluation.stopping import learn_stopping
+from tandemqa.lists.logistic import logistic_fit
 from tandemqa.search.learnt import Stopping
 from tandemqa.search.stopping import STEP, chance, read_until_settled, standing
 
@@ -45,13 +47,30 @@ def test_the_fit_is_the_logistic_regression_of_scikit_learn() -> None:
     random = np.random.default_rng(0)
     values = random.normal([3.0, 0.0, -1.0, 5.0], [2.0, 1.0, 0.1, 10.0], size=(300, 4))
     labels = expit(values @ [0.8, -1.0, 3.0, 0.05] - 1) > random.random(300)
-    spread = values.std(axis=0)
-    theirs = LogisticRegression(C=1 / RIDGE, tol=1e-10, max_iter=1000).fit(
-        (values - values.mean(axis=0)) / spread, labels
+    spread, weights = values.std(axis=0), random.uniform(0.1, 3.0, size=300)
+    theirs = LogisticRegression(C=1 / 0.7, tol=1e-10, max_iter=1000).fit(
+        (values - values.mean(axis=0)) / spread, labels, sample_weight=weights
     )
-    slopes, offset = logistic_fit(values, labels)
+    slopes, offset = logistic_fit(values, labels, weights, 0.7)
     np.testing.assert_allclose(slopes, theirs.coef_[0] / spread, rtol=1e-4)
     assert offset == pytest.approx(theirs.intercept_[0] - slopes @ values.mean(axis=0), rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", [132, 653, 751])
+def test_the_fit_is_found_where_whole_steps_of_newton_leave_for_infinity(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = np.exp(4 * random.normal(size=(60, 3)))
+    labels = expit(10 * values[:, 0] - 5) > random.random(60)
+    mean, spread = values.mean(axis=0), values.std(axis=0)
+
+    def loss(solution: np.ndarray) -> float:
+        logits = (values - mean) / spread @ solution[:-1] + solution[-1]
+        return float(np.sum(np.logaddexp(0, logits) - labels * logits) + 0.5e-3 * solution[:-1] @ solution[:-1])
+
+    best = minimize(loss, np.zeros(4), method="BFGS", options={"gtol": 1e-8})
+    with np.errstate(over="raise"):
+        slopes, offset = logistic_fit(values, labels, np.ones(60), 1e-3)
+    np.testing.assert_allclose(np.append(slopes * spread, offset + slopes @ mean), best.x, rtol=1e-3)
 
 
 def test_at_zero_all_is_read_and_a_higher_dial_never_reads_more() -> None:
@@ -97,11 +116,30 @@ def test_a_third_of_the_reading_is_enough_on_other_questions_where_scores_tell(b
     assert shares == sorted(shares, reverse=True)
     cheap = next(point for point in others if point.change > -0.003 and point.share < 1 / 3)
     other, its_scores, its_qrels = world(800, depth=40, seed=1)
-    promise = np.float32(blend) * other.scores
-    done = read_until_settled(other.rows >= 0, promise, lambda _: its_scores + promise, learnt, cheap.stopping)
+    final = its_scores + np.float32(blend) * other.scores
+    done = read_until_settled(other.rows >= 0, other.scores, lambda _: final, learnt, cheap.stopping)
     assert done.mean() == pytest.approx(cheap.share, abs=0.03)
     relevant = np.array([int(next(iter(grades))[1:]) for grades in its_qrels.values()])
     assert done[np.arange(800), relevant % 40].mean() > 0.98
+
+
+def test_the_similarity_tells_when_to_stop_where_it_has_no_weight_in_the_score() -> None:
+    """Among candidates as similar as the first the relevant one may be any, and nothing else says where they end."""
+    random = np.random.default_rng(4)
+    similar = random.integers(1, 25, size=600)
+    near = np.arange(24) < similar[:, None]
+    similarity = np.where(near, 0.8, 0.2) - 0.001 * np.arange(24)
+    scores = random.normal(size=(600, 24))
+    scores[np.arange(600), random.integers(similar)] += 3.0
+    rows = np.arange(600 * 24, dtype=np.int32).reshape(600, 24)
+    run = Run([f"q{n}" for n in range(600)], rows, similarity.astype(np.float32))
+    relevant = np.argmax(scores, axis=1)
+    qrels = {f"q{n}": {f"p{rows[n, relevant[n]]}": 1} for n in range(600)}
+    learnt = learn_stopping(run, scores.astype(np.float32), 0.0, qrels, passages(run))
+    assert learnt is not None and learnt.ahead > 1
+    state = np.array([[2.0, 0.8, 1.0, ahead, np.log(4)] for ahead in (0.2, 0.8)])
+    low, high = chance(state, learnt)
+    assert high > low + 0.3
 
 
 def test_where_reading_on_never_matters_nothing_is_learnt() -> None:

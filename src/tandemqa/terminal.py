@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 # Lines of a passage that are shown.
 SHOWN_LINES = 5
+# Columns that a line has room for, however narrow the terminal says it is.
+NARROWEST = 40
 # Stand before and after the answer while lines are broken; no printable text has them.
 _BEGIN, _END = "\x02", "\x03"
 
@@ -21,11 +23,12 @@ def printable(text: str) -> str:
 
 def answer_text(answer: "Answer", width: int) -> str:
     """The hits for a terminal `width` columns wide, each with the sentence that answers best in bold."""
+    width = max(width, NARROWEST)
     blocks = [] if answer.found else [_nothing_found(answer)]
     for hit in answer:
         score = f"{hit.score:8.2f}"
         room = width - 4
-        title = textwrap.shorten(printable(hit.title) or hit.id, room - len(score), placeholder=" …")
+        title = textwrap.shorten(printable(hit.title.strip() or hit.id), room - len(score), placeholder=" …")
         source = f"[{printable(hit.id)}, {hit.retriever_rank} of the candidates at {hit.retriever_score:.3f}]"
         lines = [*_passage(hit, room), source]
         blocks.append(

@@ -176,11 +176,15 @@ def search(
     k: Annotated[int, typer.Option("-k", metavar="N", help="Passages to show.")] = 5,
     depth: Annotated[int, typer.Option(metavar="N", help="Candidates that the re-ranker reads; at least k.")] = 50,
     mode: Annotated[
-        str, typer.Option(metavar="MODE", help="Who finds the candidates: dense (the retriever), bm25, or hybrid.")
+        Literal["dense", "bm25", "hybrid"],
+        typer.Option(metavar="MODE", help="Who finds the candidates: dense (the retriever), bm25, or hybrid."),
     ] = "dense",
     stopping: Annotated[
         float,
-        typer.Option(metavar="X", help="From 0, which re-ranks all candidates, to 1: end re-ranking sooner."),
+        typer.Option(
+            metavar="X",
+            help="From 0, which re-ranks all candidates, to 1: end re-ranking sooner, judged by the first hit only.",
+        ),
     ] = 0.0,
     where: Annotated[
         list[str] | None,
@@ -209,7 +213,7 @@ def search(
     metrics = searcher.bundle.about.get("metrics")
     if metrics is not None and Report.from_json(metrics).reranking_hurts:
         typer.echo("Warning: on the dev questions re-ranking made this bundle's ranking worse.", err=True)
-    answer = searcher.search(question, k, depth, mode, stopping, where or ())  # type: ignore[arg-type]
+    answer = searcher.search(question, k, depth, mode, stopping, where or ())
     if as_json:
         print_json(asdict(answer))
     else:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from tandemqa.data.tokens import MAX_TOKENS
 from tandemqa.encoders.inputs import TokenBatch
-from tandemqa.errors import TandemError
+from tandemqa.errors import TandemError, first_line
 
 Pooling = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 # "auto" computes in bfloat16 where the processor does.
@@ -66,9 +66,9 @@ def load_backbone(source: str, dropout: float) -> nn.Module:
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise TandemError(f"The model {source!r} could not be loaded: {_first_line(error)}") from error
+        raise TandemError(f"The model {source!r} could not be loaded: {first_line(error)}.") from error
     except SafetensorError as error:
-        raise TandemError(f"The weights in {folder} are damaged ({_first_line(error)}); copy them again.") from error
+        raise TandemError(f"The weights in {folder} are damaged ({first_line(error)}); copy them again.") from error
     missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
     if missing:
         raise TandemError(
@@ -89,7 +89,7 @@ def load_tokenizer(source: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise TandemError(f"The tokeniser of {source!r} could not be loaded: {_first_line(error)}") from error
+        raise TandemError(f"The tokeniser of {source!r} could not be loaded: {first_line(error)}.") from error
     # How this process may reach a hub is no property of the tokeniser, and must not be saved with it.
     tokenizer.init_kwargs.pop("local_files_only", None)
     if not tokenizer.is_fast:
@@ -227,7 +227,3 @@ def use_fast_attention(model: nn.Module) -> None:
     """
     plain = model.training and device_of(model).type == "cpu"
     model.set_attn_implementation("eager" if plain else "sdpa")  # type: ignore[operator]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") + "."

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 import tandemqa
 from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
+from tandemqa.encoders.layout import MANIFEST as MANIFEST
 from tandemqa.errors import TandemError
 from tandemqa.files import fingerprint, read_json, whole_folder, write_json
 
-MANIFEST = "tandem.json"
 FORMAT = 1
 
 

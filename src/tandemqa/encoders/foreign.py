@@ -1,9 +1,10 @@
 """Models trained elsewhere: sentence-transformers' retrievers and cross-encoders, read exactly or refused."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -13,8 +14,10 @@ from tandemqa.encoders.bundle import MANIFEST, check_bundle
 from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
 from tandemqa.encoders.dense import Activation, Dense
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
-from tandemqa.errors import TandemError
+from tandemqa.errors import TandemError, first_line
 from tandemqa.files import read_json
+
+Config = TypeVar("Config", bound=BaseModel)
 
 # What is fetched from a hub: no pickled weights, no code.
 FETCHED = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -48,14 +51,14 @@ def read_retriever(source: str) -> DualEncoder:
     own = _of_bundle(source, "retriever")
     if own is not None:
         place, known = own
-        return DualEncoder.load(RetrieverConfig(**known | {"model": str(place)}))
+        return DualEncoder.load(_read_as(RetrieverConfig, known | {"model": str(place)}, source))
     folder = _local(source)
     settings: dict[str, Any] = {"model": str(folder), "similarity": "cosine", "pooling": "mean"}
     if (folder / "modules.json").exists():
         settings |= _retriever_modules(folder, source)
-    settings |= _prompts(folder, source)
+    settings |= _prompts(folder)
     settings["passage_length"] = _length(folder)
-    return DualEncoder.load(RetrieverConfig(**settings))
+    return DualEncoder.load(_read_as(RetrieverConfig, settings, source))
 
 
 def read_reranker(source: str) -> CrossEncoder:
@@ -68,7 +71,7 @@ def read_reranker(source: str) -> CrossEncoder:
     own = _of_bundle(source, "reranker")
     if own is not None:
         place, known = own
-        return CrossEncoder.load(RerankerConfig(**known | {"model": str(place)}))
+        return CrossEncoder.load(_read_as(RerankerConfig, known | {"model": str(place)}, source))
     folder = _local(source)
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
@@ -80,9 +83,10 @@ def read_reranker(source: str) -> CrossEncoder:
         )
     if any(_settings(folder).get("prompts", {}).values()):
         raise TandemError(f"{source} cannot be the re-ranker: it has prompts, which are not supported for pairs.")
+    settings = {"model": str(folder), "pooling": "cls", "pair_length": _length(folder)}
+    read_as = _read_as(RerankerConfig, settings, source)
     model, (inner, activation, outer) = _classifier(folder, source), CLASSIFIERS[kind]
     dense = Dense(_linear(model, inner), activation)
-    read_as = RerankerConfig(model=str(folder), pooling="cls", pair_length=_length(folder))
     reranker = CrossEncoder(read_as, load_tokenizer(str(folder)), model.base_model, _linear(model, outer), [dense])
     return reranker.to(default_device())
 
@@ -93,8 +97,22 @@ def _of_bundle(source: str, model: str) -> tuple[Path, dict[str, Any]] | None:
     for place in (given, given / "bundle", given.parent if given.name == model else given):
         if (place / MANIFEST).exists():
             folder, about = check_bundle(place)
+            if not isinstance(about.get(model), dict):
+                raise TandemError(f"{source} cannot be read exactly: its {MANIFEST} does not describe the {model}.")
             return folder / model, about[model]
     return None
+
+
+def _read_as(kind: type[Config], settings: dict[str, Any], source: str) -> Config:
+    """The settings of a model as ours; one that ours cannot have is a `TandemError`."""
+    try:
+        return kind(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise TandemError(
+            f"{source} cannot be read exactly: its {field} is {first['input']!r} ({first['msg']})."
+        ) from error
 
 
 def _local(source: str) -> Path:
@@ -109,8 +127,9 @@ def _local(source: str) -> Path:
     try:
         return Path(snapshot_download(str(folder), allow_patterns=FETCHED))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise TandemError(f"{source} is no folder and could not be fetched from a hub: {reason}.") from error
+        raise TandemError(
+            f"{source} is no folder and could not be fetched from a hub: {first_line(error)}."
+        ) from error
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -150,7 +169,7 @@ def _retriever_modules(folder: Path, source: str) -> dict[str, Any]:
     return {"pooling": modes[0], "similarity": "cosine" if kinds[-1] == "Normalize" else similarity}
 
 
-def _prompts(folder: Path, source: str) -> dict[str, str]:
+def _prompts(folder: Path) -> dict[str, str]:
     prompts = _settings(folder).get("prompts") or {}
     passage = next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), "")
     return {"query_prompt": prompts.get("query") or "", "passage_prompt": passage}
@@ -178,8 +197,7 @@ def _classifier(folder: Path, source: str) -> Any:
             folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise TandemError(f"The re-ranker {source} could not be loaded: {reason}.") from error
+        raise TandemError(f"The re-ranker {source} could not be loaded: {first_line(error)}.") from error
     if loading["missing_keys"]:
         raise TandemError(
             f"The re-ranker {source} lacks weights ({sorted(loading['missing_keys'])[0]}); copy it again."

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run
-from tandemqa.evaluation.metrics import evaluate_run
-from tandemqa.search.rank import blended, fuse
+from tandemqa.evaluation.metrics import mean_mrr
+from tandemqa.progress import track
+from tandemqa.search.rank import blended, fusions
 
 # The retriever's share, in units in which both models' scores spread alike over a question's candidates.
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
@@ -22,8 +23,8 @@ def learn_fusion(dense: Run, words: Run, qrels: Qrels, passage_row: Mapping[str,
 
     None, which is fusion by rank, where no share does better. Both runs rank the same queries.
     """
-    depth = dense.rows.shape[1]
-    figures = [_mrr(fuse(dense, words, depth, share), qrels, passage_row) for share in FUSIONS]
+    fused = track(fusions(dense, words, dense.rows.shape[1], FUSIONS), "learn to fuse", len(FUSIONS), "share")
+    figures = [mean_mrr(run, qrels, passage_row) for run in fused]
     return FUSIONS[int(np.argmax(figures))]
 
 
@@ -37,12 +38,8 @@ def learn_blend(candidates: Run, scores: NDArray[np.float32], qrels: Qrels, pass
     if spread == 0:
         return 0.0
     weights = [share * _spread(candidates, scores) / spread for share in SHARES]
-    figures = [_mrr(blended(candidates, scores, weight), qrels, passage_row) for weight in weights]
+    figures = [mean_mrr(blended(candidates, scores, weight), qrels, passage_row) for weight in weights]
     return float(weights[int(np.argmax(figures))])
-
-
-def _mrr(run: Run, qrels: Qrels, passage_row: Mapping[str, int]) -> float:
-    return float(evaluate_run(run, qrels, passage_row, ["mrr@10"])["mrr@10"].mean())
 
 
 def _spread(candidates: Run, scores: NDArray[np.float32]) -> float:

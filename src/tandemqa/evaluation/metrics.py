@@ -74,6 +74,11 @@ def evaluate_run(
     return values
 
 
+def mean_mrr(run: Run, qrels: Qrels, passage_row: Mapping[str, int]) -> float:
+    """MRR@10 of a run over `counted_queries(qrels)`: the one figure by which settings are chosen."""
+    return float(evaluate_run(run, qrels, passage_row, ["mrr@10"])["mrr@10"].mean())
+
+
 def bootstrap_interval(values: NDArray[np.float64], seed: int) -> tuple[float, float]:
     """95 % percentile interval of the mean of `values` (N,), from 10 000 resamples of the queries."""
     random = np.random.default_rng(seed)

@@ -7,15 +7,16 @@ from numpy.typing import NDArray
 
 from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run
-from tandemqa.evaluation.metrics import evaluate_run
+from tandemqa.evaluation.metrics import mean_mrr
+from tandemqa.lists.logistic import logistic_fit
+from tandemqa.progress import track
 from tandemqa.search.learnt import Stopping, StoppingPoint
-from tandemqa.search.rank import blended
+from tandemqa.search.rank import blended, final_scores
 from tandemqa.search.stopping import STEP, read_until_settled, standing
 
 DIAL = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 # Weight of the penalty on the squared slopes, of values of unit spread: keeps them finite where states separate.
 RIDGE = 1.0
-_STEPS = 50
 
 
 def learn_stopping(
@@ -28,49 +29,26 @@ def learn_stopping(
     logistic regression on how the reading stands then gives its chance. None where it always or never matters.
     """
     present = candidates.rows >= 0
-    promise = np.where(present, np.float32(blend) * candidates.scores, np.float32(-np.inf))
-    final = np.where(present, scores + promise, np.float32(-np.inf))
+    final = final_scores(candidates, scores, blend)
     states, matters = [], []
     for count in range(STEP, present.shape[1], STEP):
         done = present & (np.arange(present.shape[1]) < count)
         left = present & ~done
         open_ones = left.any(axis=1)
-        states.append(standing(final, done, left, promise)[open_ones])
+        states.append(standing(final, done, left, candidates.scores)[open_ones])
         matters.append((final[:, count:].max(axis=1) > final[:, :count].max(axis=1))[open_ones])
     labels = np.concatenate(matters) if matters else np.empty(0, dtype=bool)
     if labels.all() or not labels.any():
         return None
-    slopes, offset = logistic_fit(np.concatenate(states), labels)
+    slopes, offset = logistic_fit(np.concatenate(states), labels, np.ones(len(labels)), RIDGE)
     best, own, lead, ahead, read = slopes.tolist()
     rule = Stopping(best=best, own=own, lead=lead, ahead=ahead, read=read, offset=offset, curve=[])
     points: list[StoppingPoint] = []
-    for stopping in DIAL:
-        done = read_until_settled(present, promise, lambda _: final, rule, stopping)
+    for stopping in track(DIAL, "learn when to stop", len(DIAL), "value"):
+        done = read_until_settled(present, candidates.scores, lambda _: final, rule, stopping)
         run = blended(candidates, np.where(done, scores, np.float32(-np.inf)), blend)
-        mrr = float(evaluate_run(run, qrels, passage_row, ["mrr@10"])["mrr@10"].mean())
+        mrr = mean_mrr(run, qrels, passage_row)
         whole = points[0].mrr if points else mrr
         change = (mrr - whole) / whole if whole > 0 else 0.0
         points.append(StoppingPoint(stopping=stopping, share=done.sum() / present.sum(), mrr=mrr, change=change))
     return rule.model_copy(update={"curve": points})
-
-
-def logistic_fit(values: NDArray[np.float64], labels: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float]:
-    """Slopes (F,) and offset of a logistic regression of labels (N,) on values (N, F), by Newton's method.
-
-    Half of RIDGE times the squared slopes, of the values at unit spread, is added to the negative log-likelihood.
-    """
-    mean, spread = values.mean(axis=0), values.std(axis=0)
-    spread = np.where(spread > 0, spread, 1.0)
-    features = np.concatenate([(values - mean) / spread, np.ones((len(values), 1))], axis=1)
-    penalty = np.diag([RIDGE] * values.shape[1] + [0.0])
-    solution = np.zeros(features.shape[1])
-    for _ in range(_STEPS):
-        chances = 1 / (1 + np.exp(-(features @ solution)))
-        gradient = features.T @ (chances - labels) + penalty @ solution
-        hessian = (features * (chances * (1 - chances))[:, None]).T @ features + penalty
-        step = np.linalg.solve(hessian + 1e-9 * np.eye(len(hessian)), gradient)
-        solution = solution - step
-        if np.abs(step).max() < 1e-10:
-            break
-    slopes = solution[:-1] / spread
-    return slopes, float(solution[-1] - slopes @ mean)

@@ -1,5 +1,6 @@
 """Search as a retriever component of Haystack."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from haystack import Document, component, default_from_dict, default_to_dict
@@ -25,10 +26,12 @@ class TandemRetriever:
         depth: int = 50,
         mode: Mode = "dense",
         stopping: float = 0.0,
+        where: Sequence[str] = (),
     ) -> None:
-        """top_k: passages to find; depth: candidates that are re-ranked; bundle: where it is, if it has moved."""
+        """top_k: passages to find; depth: candidates that are re-ranked; bundle: where it is, if it has moved;
+        where: conditions that all passages fulfil, such as year>=2001."""
         self.index, self.bundle, self.top_k = index, bundle, top_k
-        self.depth, self.mode, self.stopping = depth, mode, stopping
+        self.depth, self.mode, self.stopping, self.where = depth, mode, stopping, list(where)
         self.searcher: Searcher | None = None
 
     def warm_up(self) -> None:
@@ -41,13 +44,13 @@ class TandemRetriever:
         """The passages that answer `query` best."""
         self.warm_up()
         assert self.searcher is not None
-        answer = self.searcher.search(query, top_k or self.top_k, self.depth, self.mode, self.stopping)
+        answer = self.searcher.search(query, top_k or self.top_k, self.depth, self.mode, self.stopping, self.where)
         documents = [Document(id=h.id, content=h.text, meta=metadata(answer, h), score=h.score) for h in answer]
         return {"documents": documents}
 
     def to_dict(self) -> dict[str, Any]:
         """The component as a pipeline saves it."""
-        names = ("index", "bundle", "top_k", "depth", "mode", "stopping")
+        names = ("index", "bundle", "top_k", "depth", "mode", "stopping", "where")
         return dict(default_to_dict(self, **{name: getattr(self, name) for name in names}))
 
     @classmethod

@@ -1,5 +1,7 @@
 """Search as a retriever of LangChain."""
 
+from collections.abc import Sequence
+
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
@@ -20,7 +22,8 @@ class TandemRetriever(BaseRetriever):
     depth: int = Field(50, description="Candidates that are re-ranked.")
     mode: Mode = "dense"
     stopping: float = 0.0
+    where: Sequence[str] = Field((), description="Conditions that all passages fulfil, such as year>=2001.")
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        answer = self.searcher.search(query, self.k, self.depth, self.mode, self.stopping)
+        answer = self.searcher.search(query, self.k, self.depth, self.mode, self.stopping, self.where)
         return [Document(page_content=hit.text, id=hit.id, metadata=metadata(answer, hit)) for hit in answer]

@@ -1,5 +1,7 @@
 """Search as a retriever of LlamaIndex."""
 
+from collections.abc import Sequence
+
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
@@ -12,15 +14,23 @@ class TandemRetriever(BaseRetriever):
     """`TandemRetriever(Searcher("index"), k=5).retrieve("a question")`: nodes with scores, best first."""
 
     def __init__(
-        self, searcher: Searcher, k: int = 5, depth: int = 50, mode: Mode = "dense", stopping: float = 0.0
+        self,
+        searcher: Searcher,
+        k: int = 5,
+        depth: int = 50,
+        mode: Mode = "dense",
+        stopping: float = 0.0,
+        where: Sequence[str] = (),
     ) -> None:
-        """k: passages to find; depth: candidates that are re-ranked."""
+        """k: passages to find; depth: candidates that are re-ranked; where: conditions such as year>=2001."""
         super().__init__()
         self.searcher = searcher
-        self.k, self.depth, self.mode, self.stopping = k, depth, mode, stopping
+        self.k, self.depth, self.mode, self.stopping, self.where = k, depth, mode, stopping, where
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        answer = self.searcher.search(query_bundle.query_str, self.k, self.depth, self.mode, self.stopping)
+        answer = self.searcher.search(
+            query_bundle.query_str, self.k, self.depth, self.mode, self.stopping, self.where
+        )
         return [
             NodeWithScore(node=TextNode(id_=hit.id, text=hit.text, metadata=metadata(answer, hit)), score=hit.score)
             for hit in answer

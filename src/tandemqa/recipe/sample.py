@@ -11,7 +11,7 @@ from tandemqa.data.runs import Run, break_ties
 from tandemqa.data.tokens import passage_tokens
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder
-from tandemqa.evaluation.metrics import counted_queries, evaluate_run
+from tandemqa.evaluation.metrics import counted_queries, mean_mrr
 from tandemqa.files import save_arrays
 from tandemqa.index.dense import DenseIndex
 from tandemqa.search.rank import rerank, retrieve
@@ -72,6 +72,6 @@ def measure_on(sample: Sample, dataset: Dataset, retriever: DualEncoder, reranke
     qrels = {query_id: dataset.judged(SPLIT)[query_id] for query_id in sample.query_ids}
     rows = {name: row for row, name in enumerate(names)}
     return {
-        figure: float(evaluate_run(break_ties(run, names), qrels, rows, ["mrr@10"])["mrr@10"].mean())
+        figure: mean_mrr(break_ties(run, names), qrels, rows)
         for figure, run in ((RETRIEVER, retrieved), (RERANKED_BY, reranked))
     }

@@ -27,7 +27,7 @@ CODE = {
     "score": ("data", "encoders", "search"),
     "lists": ("data", "lists"),
     "joint": (*_TRAINS, "index", "search", "evaluation/metrics.py", "recipe/sample.py"),
-    "evaluate": ("data", "encoders", "index", "search", "evaluation", "lists/confidence.py"),
+    "evaluate": ("data", "encoders", "index", "search", "evaluation", "lists/confidence.py", "lists/logistic.py"),
 }
 
 

@@ -33,9 +33,9 @@ class Stopping(_Part):
     """The chance that reading on matters, a logistic function of how the reading stands; see `search.stopping`."""
 
     best: float = Field(description="Slope on the best final score read.")
-    own: float = Field(description="Slope on the retriever's part of it.")
+    own: float = Field(description="Slope on the similarity of that candidate, whatever its weight in the score.")
     lead: float = Field(description="Slope on its lead over the second.")
-    ahead: float = Field(description="Slope on the largest promise of what is left.")
+    ahead: float = Field(description="Slope on the largest similarity of what is left.")
     read: float = Field(description="Slope on the logarithm of how many are read.")
     offset: float
     curve: list[StoppingPoint]

@@ -1,6 +1,6 @@
 """The two stages on many queries at once: retrieve, fuse, re-rank. Each gives a run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +34,27 @@ def fuse(first: Run, second: Run, k: int, share: float | None = None) -> Run:
     `first` plus the rest times that of `second`, each scaled to 0 to 1 over its ranking; a passage that a run does
     not rank has 0 there (Bruch, Gai and Ingber, TOIS 2023).
     """
-    weights = (1.0, 1.0) if share is None else (share, 1.0 - share)
+    return next(fusions(first, second, k, [share]))
+
+
+def fusions(first: Run, second: Run, k: int, shares: Iterable[float | None]) -> Iterator[Run]:
+    """What `fuse` gives with each share, the scores scaled once for all."""
+    ranks, scores = ([values(run) for run in (first, second)] for values in (_reciprocal_ranks, _scaled))
+    for share in shares:
+        weights = (1.0, 1.0) if share is None else (share, 1.0 - share)
+        yield _summed(first, second, ranks if share is None else scores, weights, k)
+
+
+def _summed(
+    first: Run, second: Run, values: Sequence[NDArray[np.float64]], weights: tuple[float, float], k: int
+) -> Run:
+    """The k passages of each query with the largest weighted sum of their values, which have each run's shape."""
     rows = np.full((len(first.query_ids), k), -1, dtype=np.int32)
     scores = np.full(rows.shape, -np.inf, dtype=np.float32)
-    parts = [(run.rows, _reciprocal_ranks(run) if share is None else _scaled(run)) for run in (first, second)]
     for number in range(len(first.query_ids)):
         sums: dict[int, float] = {}
-        for weight, (ranked, values) in zip(weights, parts, strict=True):
-            for row, value in zip(ranked[number].tolist(), values[number].tolist(), strict=True):
+        for run, its_values, weight in zip((first, second), values, weights, strict=True):
+            for row, value in zip(run.rows[number].tolist(), its_values[number].tolist(), strict=True):
                 if row >= 0:
                     sums[row] = sums.get(row, 0.0) + weight * value
         best = sorted(sums, key=sums.__getitem__, reverse=True)[:k]
@@ -112,15 +125,21 @@ def followed_by(first: Run, whole: Run) -> Run:
     )
 
 
+def final_scores(candidates: Run, scores: NDArray[np.float32], blend: float) -> NDArray[np.float32]:
+    """`scores` plus `blend` times the candidates' own, float32 of their shape; -inf where there is none."""
+    present = candidates.rows >= 0
+    sums = np.where(present, scores, np.float32(-np.inf))
+    sums[present] += np.float32(blend) * candidates.scores[present]
+    return sums
+
+
 def blended(candidates: Run, scores: NDArray[np.float32], blend: float) -> Run:
     """The candidates in the order of `scores` (their shape) plus `blend` times their own; ties keep their order.
 
     A candidate whose score is -inf was not read: it stands behind those that were, where the scores go on falling by
     1 from place to place.
     """
-    present = candidates.rows >= 0
-    sums = scores.copy()
-    sums[present] += np.float32(blend) * candidates.scores[present]
+    sums = final_scores(candidates, scores, blend)
     order = np.argsort(-sums, axis=1, kind="stable")
     rows, sums = np.take_along_axis(candidates.rows, order, axis=1), np.take_along_axis(sums, order, axis=1)
     unread = (rows >= 0) & np.isneginf(sums)

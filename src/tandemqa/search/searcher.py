@@ -20,7 +20,7 @@ from tandemqa.lists.confidence import Calibration
 from tandemqa.search.candidates import Candidates, Mode, find
 from tandemqa.search.highlight import best_sentences
 from tandemqa.search.learnt import Learnt
-from tandemqa.search.rank import blended, reranker_scores
+from tandemqa.search.rank import blended, final_scores, reranker_scores
 from tandemqa.search.stopping import read_until_settled
 
 STAGES = ("retrieve", "re-rank", "read", "highlight")
@@ -113,8 +113,9 @@ class Searcher:
         """Search for many questions at once, which is faster than one by one.
 
         mode: who finds the candidates: the retriever ("dense"), "bm25", or both ("hybrid"). stopping: 0 re-ranks all
-        candidates; up to 1, re-ranking ends sooner and loses more (`search.stopping`; the bundle's curve is that of
-        the mode "dense"). At least `k` candidates are found, whatever `depth`; both are cut at the size of the index.
+        candidates; up to 1, re-ranking ends sooner and loses more. It is judged by the first hit only, so the hits
+        behind it lose more than that (`search.stopping`; the bundle's curve is that of the mode "dense"). At least
+        `k` candidates are found, whatever `depth`; both are cut at the size of the index.
         A question that is empty or no Unicode text, and an option out of its range, is a `TandemError`.
         """
         if k < 1:
@@ -139,8 +140,8 @@ class Searcher:
         queries = retriever.tokenize(questions)
         candidates = find(self.index, retriever, questions, queries, max(k, depth), mode, self.learnt.fusion, where)
         times.append(time.perf_counter())
-        scores = self._reranker_scores(questions, candidates, stopping)
         by_similarity = Run(candidates.run.query_ids, candidates.run.rows, candidates.similarity)
+        scores = self._reranker_scores(questions, by_similarity, stopping)
         best = blended(by_similarity, scores, self.learnt.blend).cut(k)
         times.append(time.perf_counter())
         hits = self._hits(candidates, scores, best)
@@ -156,23 +157,23 @@ class Searcher:
             for question, found in zip(questions, hits, strict=True)
         ]
 
-    def _reranker_scores(
-        self, questions: Sequence[str], candidates: Candidates, stopping: float
-    ) -> NDArray[np.float32]:
-        """The re-ranker's score of each candidate, float32 of the run's shape, -inf for those it did not read."""
-        reranker, run = self.bundle.reranker, candidates.run
+    def _reranker_scores(self, questions: Sequence[str], candidates: Run, stopping: float) -> NDArray[np.float32]:
+        """The re-ranker's score of each candidate, float32 of their shape, -inf for those it did not read.
+
+        The candidates come with their similarities, in the order in which they are read.
+        """
+        reranker = self.bundle.reranker
         queries = reranker.tokenize(questions)
         if stopping == 0 or self.learnt.stopping is None:
-            return reranker_scores(reranker, run, queries, self.index.tokens)
-        scores = np.full(run.rows.shape, -np.inf, dtype=np.float32)
-        promise = np.float32(self.learnt.blend) * np.where(run.rows >= 0, candidates.similarity, np.float32(0))
+            return reranker_scores(reranker, candidates, queries, self.index.tokens)
+        scores = np.full(candidates.rows.shape, -np.inf, dtype=np.float32)
 
         def read(wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
-            new = reranker_scores(reranker, run, queries, self.index.tokens, wanted=wanted)
+            new = reranker_scores(reranker, candidates, queries, self.index.tokens, wanted=wanted)
             scores[wanted] = new[wanted]
-            return new + promise
+            return final_scores(candidates, new, self.learnt.blend)
 
-        read_until_settled(run.rows >= 0, promise, read, self.learnt.stopping, stopping)
+        read_until_settled(candidates.rows >= 0, candidates.scores, read, self.learnt.stopping, stopping)
         return scores
 
     def _hits(self, candidates: Candidates, scores: NDArray[np.float32], best: Run) -> list[list[Hit]]:

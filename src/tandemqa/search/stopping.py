@@ -19,10 +19,11 @@ def read_until_settled(
 ) -> NDArray[np.bool_]:
     """Which candidates were read, bool (Q, D): of each question those from the top, all at `stopping` 0.
 
-    present: where there is a candidate, in the first stage's order; promise: the retriever's part of each final
-    score; both (Q, D). Questions that go on are read together, STEP candidates each. A question stops where the
+    present: where there is a candidate, in the first stage's order; promise: the retriever's similarity of each; both
+    (Q, D). Questions that go on are read together, STEP candidates each. A question stops where the
     chance that the rest matters falls below `stopping`: a logistic function, learnt on dev (see
-    `evaluation.stopping`), of how the reading stands (see `standing`).
+    `evaluation.stopping`), of how the reading stands (see `standing`). The rest matters if the
+    first hit is in it: the hits behind the first are not looked at, and lose more.
     """
     scores = np.full(present.shape, -np.inf)
     done = np.zeros(present.shape, dtype=bool)
