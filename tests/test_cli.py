@@ -554,7 +554,7 @@ def test_plan_runs_and_explain_tell_of_a_run(tiny_model: Path, tiny_dataset: Pat
     ]
     assert "lists.low was 0.6, is 0.5" in again.stdout
     listed = run("runs", tmp_path / "runs").stdout
-    assert str(tmp_path / "runs" / "a") in listed and "7 of 7 stages; MRR@10 BM25 " in listed
+    assert str(tmp_path / "runs" / "a") in listed and "7 of 7 stages; MRR@10 on dev: BM25 " in listed
     found = run_json("runs", tmp_path / "runs")[0]
     assert found["bundle"] and found["questions"] == 10
     assert "was not trained on a question 'nobody'" in fails("explain", tmp_path / "runs" / "a", "nobody")

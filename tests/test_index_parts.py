@@ -18,7 +18,7 @@ from tandemqa.errors import TandemError
 from tandemqa.index import recall
 from tandemqa.index.dense import DenseIndex, Kind, Storage
 from tandemqa.index.lexical import LexicalIndex, search_parts
-from tandemqa.index.metadata import Condition, metadata_of
+from tandemqa.index.metadata import Condition, metadata_of, searchable
 from tandemqa.index.passages import PassageStore, Record, store_passages
 
 # Passages
@@ -178,10 +178,10 @@ FIELDS: list[dict[str, Any]] = [
     ("condition", "rows"),
     [
         ("year=2001", [1, 3]),
-        ("year>=2001", [1, 2]),
+        ("year>=2001", [1, 2, 3]),
         ("year>2001", [2]),
         ("year<2001", [0]),
-        (" year <= 2001.5 ", [0, 1, 2]),
+        (" year <= 2001.5 ", [0, 1, 2, 3]),
         ("year=2001.50", [2]),
         ("lang=en", [0, 2]),
         ("lang=日本", [5]),
@@ -196,9 +196,9 @@ FIELDS: list[dict[str, Any]] = [
         ("a b=with = and > inside", [5]),
         ("lang=xx", []),
         ("year>=" + "9" * 400, []),
-        ("year<" + "9" * 400, [0, 1, 2]),
-        ("year>-" + "9" * 5000, [0, 1, 2]),
-        ("year<=1e999", [0, 1, 2]),
+        ("year<" + "9" * 400, [0, 1, 2, 3]),
+        ("year>-" + "9" * 5000, [0, 1, 2, 3]),
+        ("year<=1e999", [0, 1, 2, 3]),
         ("lang>=inf", [5]),
         ("year>=9223372036854775807", []),
     ],
@@ -436,3 +436,13 @@ def test_parts_score_as_one_index_of_all_does(tmp_path: Path) -> None:
         assert some[number][some[number] >= 0].tolist() == [row for row in found.tolist() if allowed[row]]
         top, _ = search_parts(parts, queries, 3, [None] * 4)
         np.testing.assert_array_equal(top[number], rows[number][:3])
+
+
+def test_a_string_that_reads_as_a_number_is_found_by_its_string_and_by_ranges() -> None:
+    assert list(searchable({"year": "2020", "code": "07", "name": "x1"})) == [
+        ("year", "2020"),
+        ("year", 2020),
+        ("code", "07"),
+        ("code", 7),
+        ("name", "x1"),
+    ]

@@ -102,8 +102,9 @@ def runs(
     for run in found:
         done = sum(state == "complete" for state in run["stages"].values())
         figures = ", ".join(f"{stage} {value:.3f}" for stage, value in run["mrr@10"].items())
+        measured = f"; MRR@10 on {run['split']}: "
         typer.echo(f"{run['run']}  {run['questions']:,} questions of {run['data']}")
-        typer.echo(f"  {done} of {len(run['stages'])} stages{'; MRR@10 ' + figures if figures else ''}")
+        typer.echo(f"  {done} of {len(run['stages'])} stages{measured + figures if figures else ''}")
 
 
 @app.command()

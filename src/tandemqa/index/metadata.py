@@ -54,7 +54,7 @@ def metadata_of(path: Path | str, number: int, record: dict[str, Any]) -> Metada
 
 
 def searchable(metadata: Metadata) -> Iterator[tuple[str, str | int | float]]:
-    """(field, value) pairs that a passage can be found by."""
+    """(field, value) pairs that a passage can be found by; a string that reads as a number is also that number."""
     for name, value in metadata.items():
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, bool):
@@ -64,14 +64,16 @@ def searchable(metadata: Metadata) -> Iterator[tuple[str, str | int | float]]:
                     yield name, float(one)
             elif isinstance(one, str | int | float):
                 yield name, one
+                if isinstance(one, str) and (number := _number(one)) is not None:
+                    yield name, number
 
 
 @dataclass(frozen=True)
 class Condition:
     """`field`, one of = < <= > >=, and a value, as in "year>=2001".
 
-    A value that reads as a number is compared with the numbers of the field, any other with its strings, by code
-    point (so that dates written as 2001-05-31 are in order). Only = finds both the number 7 and the string "7".
+    A value that reads as a number is compared with the field's numbers, and with its strings that read as numbers; any
+    other with its strings, by code point (so that dates written as 2001-05-31 are in order).
     """
 
     field: str

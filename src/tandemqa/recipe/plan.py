@@ -58,6 +58,7 @@ def runs(folder: Path) -> list[dict[str, Any]]:
                 "questions": run.data.questions,
                 "stages": run.stages,
                 "bundle": current,
+                "split": metrics["split"] if metrics else None,
                 "mrr@10": {name: figures["mrr@10"]["mean"] for name, figures in metrics["stages"].items()}
                 if metrics
                 else {},

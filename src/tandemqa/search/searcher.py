@@ -23,6 +23,8 @@ from tandemqa.search.learnt import Learnt
 from tandemqa.search.rank import blended, final_scores, reranker_scores
 from tandemqa.search.stopping import read_until_settled
 
+# Pairs whose re-ranking takes seconds.
+WORTH_A_BAR = 200
 STAGES = ("retrieve", "re-rank", "read", "highlight")
 
 
@@ -165,7 +167,8 @@ class Searcher:
         reranker = self.bundle.reranker
         queries = reranker.tokenize(questions)
         if stopping == 0 or self.learnt.stopping is None:
-            return reranker_scores(reranker, candidates, queries, self.index.tokens)
+            show = "re-rank" if candidates.rows.size >= WORTH_A_BAR else None
+            return reranker_scores(reranker, candidates, queries, self.index.tokens, show)
         scores = np.full(candidates.rows.shape, -np.inf, dtype=np.float32)
 
         def read(wanted: NDArray[np.bool_]) -> NDArray[np.float32]:

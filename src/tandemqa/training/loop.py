@@ -95,7 +95,7 @@ def fit(
     model = objective.model
     steps = max(1, round(config.epochs * math.ceil(len(objective) / config.batch_lists)))
     every = refresh.every_steps if refresh else steps
-    lists_to_read = max(1, round(config.epochs * len(objective)))
+    lists_to_read = _lists_in(steps, len(objective), config.batch_lists)
     with adapted(model, seed), postponed() as interrupted, bar(name, lists_to_read, "list") as progress:
         optimizer = make_optimizer(model, config)
         checkpoints = Checkpoints(workspace, model, optimizer)
@@ -116,7 +116,7 @@ def fit(
                 log.plot(step, best.lines[-1], "validation/")
             return True
 
-        progress.update(round(lists_to_read * first / steps))
+        progress.update(_lists_in(first, len(objective), config.batch_lists))
         model.keep_activations(not config.gradient_checkpointing)
         model.train()
         validate(first)
@@ -204,6 +204,12 @@ def _add_up(model: JointModel, record: dict[str, float]) -> None:
         if somewhere and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     processes.add_up([p.grad for p in parameters if p.grad is not None])
+
+
+def _lists_in(steps: int, lists: int, batch: int) -> int:
+    """How many lists so many steps read; the last step of an epoch may be short."""
+    epochs, rest = divmod(steps, math.ceil(lists / batch))
+    return epochs * lists + rest * batch
 
 
 def _steps(lists: int, batch: int, steps: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
