@@ -72,7 +72,7 @@ def searchable(metadata: Metadata) -> Iterator[tuple[str, str | int | float]]:
 class Condition:
     """`field`, one of = < <= > >=, and a value, as in "year>=2001".
 
-    A value that reads as a number is compared with the field's numbers, and with its strings that read as numbers; any
+    A value that reads as a number is compared with the field's numbers, and its strings that read as numbers; any
     other with its strings, by code point (so that dates written as 2001-05-31 are in order).
     """
 
