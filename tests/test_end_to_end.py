@@ -53,6 +53,7 @@ def slice_of_medquad(tmp_path_factory):
     return folder
 
 
+@pytest.mark.timeout(900)
 def test_the_trained_pair_beats_its_start_and_answers(slice_of_medquad, tmp_path):
     recipe = load_recipe(
         "quick",
