@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +243,23 @@ def lists() -> Any:
     passages[7, 2:] = NO_PASSAGE
     passages[4, 0] = passages[5, 2]
     return TrainingLists(np.arange(10, dtype=np.int32), passages)
+
+
+def held_at_most_by(run: Callable[[], object]) -> int:
+    """The most bytes that backward passes have in store at a time while `run` runs."""
+    import torch
+
+    alive, most = [0], [0]
+
+    class Held:
+        def __init__(self, tensor: Any) -> None:
+            self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+            alive[0] += self.size
+            most[0] = max(most[0], alive[0])
+
+        def __del__(self) -> None:
+            alive[0] -= self.size
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        run()
+    return most[0]

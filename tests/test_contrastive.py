@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import held_at_most_by
 
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.lists.build import NO_PASSAGE, TrainingLists
@@ -98,20 +99,7 @@ def test_a_large_batch_holds_the_activations_of_one_part_at_a_time(tiny_model, t
     retriever = load(tiny_model)
 
     def saved_bytes(micro_tokens: int) -> int:
-        alive, most = [0], [0]
-
-        class Held:
-            def __init__(self, tensor):
-                self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
-                alive[0] += self.size
-                most[0] = max(most[0], alive[0])
-
-            def __del__(self):
-                alive[0] -= self.size
-
-        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-            objective(retriever, texts, micro_tokens).backward(np.arange(6))
-        return most[0]
+        return held_at_most_by(lambda: objective(retriever, texts, micro_tokens).backward(np.arange(6)))
 
     assert saved_bytes(1) < 0.5 * saved_bytes(10**9)
 

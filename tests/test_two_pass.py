@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import held_at_most_by
 
 from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
@@ -150,24 +151,11 @@ def test_memory_does_not_grow_with_the_length_of_the_lists(tiny_model, texts, mo
     monkeypatch.setattr("tandemqa.training.batch.TOKEN_BUDGET", 4096)
     generator = np.random.default_rng(4)
 
-    def held_at_most(size: int) -> int:
+    def held_at_most(size):
         passages = np.stack([generator.permutation(40)[:size] for _ in range(4)]).astype(np.int32)
         lists = TrainingLists(np.arange(4, dtype=np.int32), passages)
         objective = Listwise(*pair(tiny_model), texts, texts, lists, LOSS, micro_tokens=400)
         objective.model.train()
-        alive, most = [0], [0]
-
-        class Held:
-            def __init__(self, tensor):
-                self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
-                alive[0] += self.size
-                most[0] = max(most[0], alive[0])
-
-            def __del__(self):
-                alive[0] -= self.size
-
-        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-            objective.backward(np.arange(4))
-        return most[0]
+        return held_at_most_by(lambda: objective.backward(np.arange(4)))
 
     assert held_at_most(32) < 1.3 * held_at_most(4)
