@@ -63,7 +63,6 @@ def alone(tiny_dataset: Path, settings: list[str], tmp_path_factory: pytest.Temp
     return out
 
 
-@pytest.mark.xfail(reason="lists drawn from weights that differ by rounding may differ at a threshold", strict=False)
 def test_two_processes_train_what_one_does(
     alone: Path, tiny_dataset: Path, settings: list[str], tmp_path: Path
 ) -> None:
@@ -87,7 +86,8 @@ def test_two_processes_train_what_one_does(
     measured = [(out / "stages" / "joint" / "validation.jsonl").read_text().splitlines() for out in (alone, tmp_path)]
     for lines in zip(*measured, strict=True):
         one, two = (json.loads(line) | {"seconds": 0} for line in lines)
-        assert one == pytest.approx(two, abs=1e-9)
+        # Weights that differ by rounding may swap two passages of nearly equal scores, which moves a rank.
+        assert one == pytest.approx(two, abs=0.02)
     for model in ("retriever", "reranker"):
         paths = sorted(path.relative_to(alone) for path in (alone / "bundle" / model).rglob("*.safetensors"))
         assert paths
@@ -97,7 +97,6 @@ def test_two_processes_train_what_one_does(
                 torch.testing.assert_close(found[name], expected[name], rtol=0, atol=TOLERANCE, msg=name)
 
 
-@pytest.mark.xfail(reason="depends on when the kill falls", strict=False)
 def test_a_process_that_dies_ends_the_job_and_it_can_be_resumed(
     alone: Path, tiny_dataset: Path, settings: list[str], tmp_path: Path
 ) -> None:
