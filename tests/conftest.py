@@ -108,11 +108,6 @@ WHOLE = [
 ]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that fork come first: a process that has computed on several threads hangs when its fork computes."""
-    items.sort(key=lambda item: item.path.name != "test_index_update.py")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or fills the user's cache, or asks a hub."""

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -10,6 +9,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import bm25s
 import numpy as np
 import pytest
 import Stemmer
+from writers import start_builder, start_writer
 
 from tandemqa.data.dataset import Dataset, Passage, load_dataset
 from tandemqa.encoders import backbone
@@ -295,13 +296,13 @@ def test_a_reader_learns_whether_there_is_a_newer_generation(index: Index, bundl
     assert newer is not index and (len(index), len(newer)) == (40, 41) and newer.refreshed() is newer
 
 
-def test_an_index_can_be_opened_at_any_moment_of_a_writer(index: Index, bundle: Bundle, tmp_path: Path) -> None:
+def test_an_index_can_be_opened_at_any_moment_of_a_writer(
+    index: Index, bundle: Bundle, tiny_bundle: Path, tmp_path: Path
+) -> None:
     index.close()
     done = tmp_path / "log"
     done.touch()
-    forked = multiprocessing.get_context("fork")
-    child = forked.Process(target=write_for_ever, args=(index.folder, bundle, done, 1))
-    child.start()
+    child = start_writer(index.folder, tiny_bundle, done, 1)
     generations = set()
     question = bundle.retriever.encode(bundle.retriever.tokenize(["version"]), "query")
     deadline = time.monotonic() + 200
@@ -429,26 +430,6 @@ def test_a_full_disk_leaves_the_generation_before(
 # Kills
 
 
-def write_for_ever(folder: Path, bundle: Bundle, done: Path, seed: int) -> None:
-    """Change the index at random; a line in `done` follows each change that was committed."""
-    random = np.random.default_rng(seed)
-    with done.open("a", buffering=1) as log:
-        for step in range(1_000_000):
-            ids = [f"k{number}" for number in random.choice(30, size=3, replace=False)]
-            text = f"version {seed}-{step}"
-            choice = random.random()
-            if choice < 0.6:
-                log.write(json.dumps(["begin", ids, text]) + "\n")
-                add_passages(folder, [{"_id": name, "text": text} for name in ids], bundle)
-            elif choice < 0.85:
-                log.write(json.dumps(["begin", ids, None]) + "\n")
-                delete_passages(folder, ids)
-            else:
-                log.write(json.dumps(["begin", [], None]) + "\n")
-                Index.open(folder).compact().close()
-            log.write(json.dumps(["end"]) + "\n")
-
-
 def replay(lines: Iterator[list[Any]], before: dict[str, str]) -> list[dict[str, str]]:
     """What the index may hold after the changes of a log: with the last one, if it has no end, or without it."""
     states = [before]
@@ -466,18 +447,16 @@ def replay(lines: Iterator[list[Any]], before: dict[str, str]) -> list[dict[str,
 
 
 def test_a_writer_that_is_killed_loses_nothing_that_was_committed(
-    index: Index, bundle: Bundle, dataset: Dataset, tmp_path: Path
+    index: Index, bundle: Bundle, dataset: Dataset, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     index.close()
     random = np.random.default_rng(0)
     states = [after(dataset)]
-    forked = multiprocessing.get_context("fork")
     commits = 0
     for seed in range(6):
         done = tmp_path / f"{seed}.log"
         done.touch()
-        child = forked.Process(target=write_for_ever, args=(index.folder, bundle, done, seed))
-        child.start()
+        child = start_writer(index.folder, tiny_bundle, done, seed)
         deadline = time.monotonic() + 60
         while '"end"' not in done.read_text() and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -497,18 +476,12 @@ def test_a_writer_that_is_killed_loses_nothing_that_was_committed(
 
 
 def test_a_build_that_is_killed_again_and_again_ends_as_one_left_alone(
-    bundle: Bundle, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, dataset: Dataset, tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("tandemqa.index.segment.SHARD", 4)
-    monkeypatch.setattr("tandemqa.index.segment.PART", 10)
-    monkeypatch.setenv("TANDEMQA_CACHE", str(tmp_path / "cache"))
     random = np.random.default_rng(0)
-    forked = multiprocessing.get_context("fork")
 
-    def begin(name: str) -> Any:
-        child = forked.Process(target=Index.build, args=(bundle, dataset, tmp_path / name))
-        child.start()
-        return child
+    def begin(name: str) -> BaseProcess:
+        return start_builder(tiny_bundle, tiny_dataset, tmp_path / name)
 
     started = time.monotonic()
     begin("whole").join()
