@@ -17,7 +17,6 @@ from tandemqa.encoders.backbone import (
     Pooling,
     Precision,
     WordTable,
-    autocast,
     check_length,
     default_device,
     device_of,
@@ -114,10 +113,10 @@ class CrossEncoder(nn.Module):
 
     def forward(self, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
         """Scores of a padded batch of pairs, float32 of shape (N,)."""
-        return self._scores(self.encoder, batch, words)
+        return self._scores(hidden_states(self.encoder, batch, words), batch)
 
-    def _scores(self, encoder: nn.Module, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
-        vectors = pool(hidden_states(encoder, batch, words), batch.attention_mask, self.config.pooling)
+    def _scores(self, states: Tensor, batch: TokenBatch) -> Tensor:
+        vectors = pool(states, batch.attention_mask, self.config.pooling)
         # The head is too small to gain from bfloat16, and its rounding would tie neighbouring scores.
         with torch.autocast(vectors.device.type, enabled=False):
             scores: Tensor = self.head(self.dropout(self.dense(vectors))).squeeze(-1)
@@ -147,16 +146,15 @@ class CrossEncoder(nn.Module):
             (len(passages[int(row)]) for row in pairs[:, 1]), dtype=np.int64, count=len(pairs)
         )
         lengths = np.minimum(query_lengths[pairs[:, 0]] + passage_lengths + special, self.config.pair_length)
-        encoder = for_inference(self.encoder, int(lengths.sum()), precision)
+        states_of = for_inference(self.encoder, precision)
         scores = np.empty(len(pairs), dtype=np.float32)
         progress = bar(show, len(pairs), "pair") if show else None
-        with autocast(device, enabled=precision == "auto"):
-            for rows in token_budget_batches(lengths, token_budget):
-                framed = [self.frame(queries[int(q)], passages[int(p)]) for q, p in pairs[rows]]
-                batch = self.format.pad([ids for ids, _ in framed], [start for _, start in framed]).to(device)
-                scores[rows] = self._scores(encoder, batch).cpu().numpy()
-                if progress:
-                    progress.update(len(rows))
+        for rows in token_budget_batches(lengths, token_budget):
+            framed = [self.frame(queries[int(q)], passages[int(p)]) for q, p in pairs[rows]]
+            batch = self.format.pad([ids for ids, _ in framed], [start for _, start in framed]).to(device)
+            scores[rows] = self._scores(states_of(batch), batch).cpu().numpy()
+            if progress:
+                progress.update(len(rows))
         if progress:
             progress.close()
         return scores

@@ -19,7 +19,6 @@ from tandemqa.encoders.backbone import (
     Pooling,
     Precision,
     WordTable,
-    autocast,
     check_length,
     default_device,
     device_of,
@@ -141,10 +140,7 @@ class DualEncoder(nn.Module):
 
     def forward(self, batch: TokenBatch, tower: Tower, words: WordTable | None = None) -> Tensor:
         """Vectors of a padded batch, float32 of shape (N, d), of unit length if the similarity is cosine."""
-        return self._vectors(self.tower(tower), batch, words)
-
-    def _vectors(self, model: nn.Module, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
-        return self._pooled(hidden_states(model, batch, words), batch)
+        return self._pooled(hidden_states(self.tower(tower), batch, words), batch)
 
     def _pooled(self, states: Tensor, batch: TokenBatch) -> Tensor:
         vectors = pool(states, batch.attention_mask, self.config.pooling)
@@ -197,13 +193,11 @@ class DualEncoder(nn.Module):
         lengths = np.fromiter((len(texts[row]) for row in range(len(texts))), dtype=np.int64, count=len(texts))
         special = len(self.format.prefix) + len(self.prompts[tower]) + len(self.format.suffix)
         lengths = np.minimum(lengths + special, self.limit(tower))
-        model = for_inference(self.tower(tower), int(lengths.sum()), precision)
+        states_of = for_inference(self.tower(tower), precision)
         progress = bar(show, len(texts), "text") if isinstance(show, str) else show
         for rows in token_budget_batches(lengths, token_budget):
             batch = self.format.pad([self.frame(texts[int(row)], tower) for row in rows]).to(device)
-            with autocast(device, enabled=precision == "auto"):
-                states = hidden_states(model, batch)
-            yield rows, states, batch
+            yield rows, states_of(batch), batch
             if progress is not None:
                 progress.update(len(rows))
         if progress is not None and isinstance(show, str):
