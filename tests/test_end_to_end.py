@@ -16,7 +16,7 @@ from tandemqa.index.vectors import passage_index
 from tandemqa.search.rank import rerank, retrieve
 
 MEDQUAD = Path(__file__).parents[2] / "shared" / "data" / "medquad"
-TRAIN, DEV, OTHERS = 160, 80, 900
+TRAIN, DEV, OTHERS = 160, 80, 600
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,7 @@ def test_the_trained_pair_beats_its_start_and_answers(slice_of_medquad, tmp_path
             "warm_reranker.batch_lists=8",
             "lists.size=5",
             "joint.batch_lists=8",
+            "evaluation.depth=20",
         ],
     )
     dataset = load_dataset(slice_of_medquad)

@@ -100,7 +100,7 @@ def test_two_processes_train_what_one_does(
 def test_a_process_that_dies_ends_the_job_and_it_can_be_resumed(
     alone: Path, tiny_dataset: Path, settings: list[str], tmp_path: Path
 ) -> None:
-    longer = [*settings, "joint.epochs=60", "joint.validate_steps=40", "joint.patience=99"]
+    longer = [*settings, "joint.epochs=24", "joint.validate_steps=30", "joint.patience=99"]
     log = tmp_path / "stages" / "joint" / "log.jsonl"
     job = subprocess.Popen(
         torchrun(2, tiny_dataset, tmp_path, longer), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -117,4 +117,4 @@ def test_a_process_that_dies_ends_the_job_and_it_can_be_resumed(
     assert not (tmp_path / "bundle").exists()
     resumed = subprocess.run(torchrun(2, tiny_dataset, tmp_path, longer), capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(180))
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(72))
