@@ -12,7 +12,7 @@ from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training.config import TrainingConfig
 from tandemqa.training.contrastive import Contrastive, contrastive_loss
 from tandemqa.training.loop import fit
-from tandemqa.training.two_pass import TwoPass
+from tandemqa.training.passes import Passes
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -116,11 +116,11 @@ def test_less_than_all_of_the_gradient_reads_less(tiny_model, texts, monkeypatch
     retriever = load(tiny_model)
     read = []
 
-    def count(self, keep=1.0, backward=TwoPass.backward):
+    def count(self, keep=1.0, backward=Passes.backward):
         read.append((keep, backward(self, keep)))
         return read[-1][1]
 
-    monkeypatch.setattr(TwoPass, "backward", count)
+    monkeypatch.setattr(Passes, "backward", count)
     for keep, micro_tokens in ((1.0, 1), (0.7, 10**9)):
         task = objective(retriever, texts, micro_tokens)
         task.grad_keep = keep

@@ -192,8 +192,12 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def autocast(device: torch.device, enabled: bool = True) -> Any:
-    """bfloat16 autocast where the processor computes in it, else a context that does nothing."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled and has_bfloat16(device))
+    """bfloat16 autocast where the processor computes in it, else a context that does nothing.
+
+    It keeps no converted weights, which threads that train together would share, history and all.
+    """
+    enabled = enabled and has_bfloat16(device)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def for_inference(model: nn.Module, precision: Precision) -> Callable[[TokenBatch], Tensor]:

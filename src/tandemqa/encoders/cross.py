@@ -113,10 +113,14 @@ class CrossEncoder(nn.Module):
 
     def forward(self, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
         """Scores of a padded batch of pairs, float32 of shape (N,)."""
-        return self._scores(hidden_states(self.encoder, batch, words), batch)
+        return self.scores(self.vectors(batch, words))
 
-    def _scores(self, states: Tensor, batch: TokenBatch) -> Tensor:
-        vectors = pool(states, batch.attention_mask, self.config.pooling)
+    def vectors(self, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
+        """Pooled states of a padded batch of pairs, float32 of shape (N, d)."""
+        return pool(hidden_states(self.encoder, batch, words), batch.attention_mask, self.config.pooling)
+
+    def scores(self, vectors: Tensor) -> Tensor:
+        """Scores, float32 of shape (N,), of pooled states (N, d)."""
         # The head is too small to gain from bfloat16, and its rounding would tie neighbouring scores.
         with torch.autocast(vectors.device.type, enabled=False):
             scores: Tensor = self.head(self.dropout(self.dense(vectors))).squeeze(-1)
@@ -152,7 +156,8 @@ class CrossEncoder(nn.Module):
         for rows in token_budget_batches(lengths, token_budget):
             framed = [self.frame(queries[int(q)], passages[int(p)]) for q, p in pairs[rows]]
             batch = self.format.pad([ids for ids, _ in framed], [start for _, start in framed]).to(device)
-            scores[rows] = self._scores(states_of(batch), batch).cpu().numpy()
+            vectors = pool(states_of(batch), batch.attention_mask, self.config.pooling)
+            scores[rows] = self.scores(vectors).cpu().numpy()
             if progress:
                 progress.update(len(rows))
         if progress:

@@ -16,8 +16,8 @@ from tandemqa.encoders.dual import DualEncoder, Tower
 from tandemqa.encoders.inputs import Ids, TokenBatch, token_budget_batches
 from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 
-# Smaller cuts pad less and keep activations in cache; larger ones make better matrix products.
-TOKEN_BUDGET = 4096
+# Smaller cuts pad less, stay in cache and are shared out more evenly; larger ones convert the weights less often.
+TOKEN_BUDGET = 2048
 
 Part = tuple[Tensor, TokenBatch]
 

@@ -1,6 +1,6 @@
 """The retriever's contrastive warm-up: every passage of the batch is a negative of every other question.
 
-A batch of any size takes the memory of a small one, by two passes (see `two_pass`).
+A batch of any size takes the memory of a small one, by two passes (see `passes`).
 
 With several processes each encodes its share of the texts, and all have the vectors of all: negatives cross devices
 (RocketQA, section 3.1), and the gradient is that of one process with the whole batch.
@@ -17,7 +17,7 @@ from tandemqa.encoders.dual import DualEncoder
 from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training.batch import Texts, make_batch
 from tandemqa.training.joint import JointModel
-from tandemqa.training.two_pass import TwoPass
+from tandemqa.training.passes import Passes
 
 
 def contrastive_loss(
@@ -70,18 +70,14 @@ class Contrastive:
         batch = make_batch(self.lists, rows, (self.retriever, self.texts), None, self.micro_tokens)
         batch = batch.share(processes.rank(), processes.count())
         target, allowed = self._targets(rows)
-        if processes.count() == 1 and batch.tokens()[1] <= self.micro_tokens and self.grad_keep == 1:
-            outputs = self.model.outputs(batch)
-            loss = contrastive_loss(outputs.queries, outputs.passages, target, allowed, self.temperature)
-            loss.mean().backward()  # type: ignore[no-untyped-call]
-        else:
-            passes = TwoPass(self.model, batch)
-            with torch.no_grad():
-                processes.add_up(passes.outputs)
-            outputs = passes.outputs
-            loss = contrastive_loss(outputs.queries, outputs.passages, target, allowed, self.temperature)
-            loss.mean().backward()  # type: ignore[no-untyped-call]
-            passes.backward(self.grad_keep)
+        fits = batch.tokens()[1] <= self.micro_tokens and self.grad_keep == 1
+        passes = Passes(self.model, batch, twice=not fits)
+        with torch.no_grad():
+            processes.add_up(passes.outputs)
+        outputs = passes.outputs
+        loss = contrastive_loss(outputs.queries, outputs.passages, target, allowed, self.temperature)
+        loss.mean().backward()  # type: ignore[no-untyped-call]
+        passes.backward(self.grad_keep)
         if not torch.isfinite(loss).all():
             raise FloatingPointError(int(rows[int(torch.argmin(torch.isfinite(loss).int()))]))
         real, padded = batch.tokens()

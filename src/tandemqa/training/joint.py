@@ -1,6 +1,7 @@
 """The joint step: both models score the same lists, and one loss on the two score matrices trains them both."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -80,8 +81,8 @@ class Terms(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What the encoders give for a batch of B lists of n candidates, float32: the queries' vectors (B, d), those of
-    the distinct passages (P, d), and the re-ranker's scores of all pairs (B·n,), 0 where there is none.
+    """What the encoders give for a batch of B lists of n candidates, vectors, float32: the queries' (B, d), those of
+    the distinct passages (P, d), and the re-ranker's of all pairs (B·n, d), 0 where there is none.
 
     Without rows for a model that takes no part.
     """
@@ -92,20 +93,13 @@ class Outputs(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One encoder's work on a batch: its parts, the shape of what it gives for all of them, and how it does it."""
+    """One encoder's work on a batch: its parts, the shape of the vectors that it gives for all of them, and how."""
 
     parts: list[Part]
-    shape: tuple[int, ...]
-    encode: Callable[[TokenBatch, WordTable], Tensor]
+    shape: tuple[int, int]
+    vectors: Callable[[TokenBatch, WordTable], Tensor]
     encoder: nn.Module
-    learns: bool
-
-    def place(self, values: list[Tensor], device: torch.device) -> Tensor:
-        """What was given for each part, put where its rows belong; 0 elsewhere."""
-        if not values:
-            return torch.zeros(self.shape, device=device)
-        places = torch.cat([rows for rows, _ in self.parts]).to(device)
-        return values[0].new_zeros(self.shape).index_put((places,), torch.cat(values))
+    parameters: list[nn.Parameter]
 
 
 class JointModel(nn.Module):
@@ -151,28 +145,39 @@ class JointModel(nn.Module):
         """
         return self.scores(self.outputs(batch), batch)
 
-    def tasks(self, batch: ListBatch) -> dict[str, Task]:
-        """The encoders' work on a batch, by the name of what it gives in `Outputs`."""
-        tasks = {}
-        if self.retriever is not None:
-            tasks["queries"] = self._retriever_task(self.retriever, "query", batch.queries, len(batch.mask))
-            tasks["passages"] = self._retriever_task(self.retriever, "passage", batch.passages, batch.distinct)
-        if self.reranker is not None:
-            shape = (batch.mask.numel(),)
-            tasks["pairs"] = Task(batch.pairs, shape, self.reranker, self.reranker.encoder, self.reranker_learns)
-        return tasks
-
     def outputs(self, batch: ListBatch) -> Outputs:
-        """What the encoders give for a batch, with gradient where they learn."""
-        learn = torch.is_grad_enabled()
+        """The encoders' vectors of a batch, with gradient where they learn."""
         outputs = {}
         with self.autocast():
             for name, task in self.tasks(batch).items():
-                with torch.set_grad_enabled(learn and task.learns):
+                with torch.set_grad_enabled(torch.is_grad_enabled() and bool(task.parameters)):
                     words = WordTable(task.encoder, [part for _, part in task.parts])
-                    values = [task.encode(part.to(self.device), words) for _, part in task.parts]
-                    outputs[name] = task.place(values, self.device)
+                    values = [task.vectors(part.to(self.device), words) for _, part in task.parts]
+                    places = torch.cat([rows for rows, _ in task.parts]).to(self.device)
+                    empty = values[0].new_zeros(task.shape)
+                    outputs[name] = empty.index_put((places,), torch.cat(values))
         return Outputs(**outputs)
+
+    def tasks(self, batch: ListBatch) -> dict[str, Task]:
+        """The encoders' work on a batch, by the name of what it gives in `Outputs`."""
+        tasks = {}
+        learning = list(self.learning_parameters())
+        if self.retriever is not None:
+            size, parameters = self.retriever.size, [p for name, p in learning if name.startswith("retriever")]
+            sides: dict[Tower, tuple[str, list[Part], int]] = {
+                "query": ("queries", batch.queries, len(batch.mask)),
+                "passage": ("passages", batch.passages, batch.distinct),
+            }
+            for side, (name, parts, count) in sides.items():
+                embed, tower = partial(self._embed, side), self.retriever.tower(side)
+                tasks[name] = Task(parts, (count, size), embed, tower, parameters)
+        if self.reranker is not None:
+            encoder = self.reranker.encoder
+            size = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
+            parameters = [p for name, p in learning if name.startswith("reranker.encoder")]
+            shape = (batch.mask.numel(), size)
+            tasks["pairs"] = Task(batch.pairs, shape, self.reranker.vectors, encoder, parameters)
+        return tasks
 
     def scores(self, outputs: Outputs, batch: ListBatch) -> tuple[Tensor, Tensor]:
         """The score matrices (B, n) that the encoders' outputs make."""
@@ -183,8 +188,16 @@ class JointModel(nn.Module):
             # Products in float32: bfloat16 keeps three digits, fewer than neighbouring cosines differ in.
             retriever = torch.einsum("bd,bnd->bn", outputs.queries, passages).masked_fill(~mask, 0.0)
         if self.reranker is not None:
-            reranker = outputs.pairs.view(mask.shape)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.reranker_learns):
+                reranker = self.reranker.scores(outputs.pairs).view(mask.shape).masked_fill(~mask, 0.0)
         return retriever, reranker
+
+    def draws(self) -> bool:
+        """Whether an encoder draws random numbers, for dropout."""
+        return any(
+            encoder.training and any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in encoder.modules())
+            for encoder in self._backbones()
+        )
 
     def train(self, mode: bool = True) -> "JointModel":
         """Set the mode; a model that does not learn stays in evaluation mode, without dropout."""
@@ -205,12 +218,9 @@ class JointModel(nn.Module):
             else:
                 encoder.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 
-    def _retriever_task(self, retriever: DualEncoder, side: Tower, parts: list[Part], count: int) -> Task:
-        def encode(batch: TokenBatch, words: WordTable) -> Tensor:
-            vectors: Tensor = retriever(batch, side, words)
-            return vectors
-
-        return Task(parts, (count, retriever.size), encode, retriever.tower(side), self.retriever_learns)
+    def _embed(self, side: Tower, batch: TokenBatch, words: WordTable) -> Tensor:
+        vectors: Tensor = self.retriever(batch, side, words)  # type: ignore[misc]
+        return vectors
 
     def _backbones(self) -> list[nn.Module]:
         towers = [] if self.retriever is None else [self.retriever.query_tower, self.retriever.passage_tower]

@@ -13,7 +13,7 @@ from tandemqa.lists.build import TrainingLists
 from tandemqa.training.batch import ListBatch, Sides, Texts, list_tokens, make_batch, split_rows
 from tandemqa.training.joint import JointModel, LossConfig, Outputs, joint_loss, loss_terms
 from tandemqa.training.losses import rank_correlation
-from tandemqa.training.two_pass import TwoPass
+from tandemqa.training.passes import Passes
 
 
 class Listwise:
@@ -71,14 +71,9 @@ class Listwise:
             real, with_padding = batch.tokens()
             record["tokens"] += real
             record["padded_tokens"] += with_padding
-            if two_passes:
-                passes = TwoPass(self.model, batch)
-                self._loss(passes.outputs, batch, part, len(rows), record).backward()  # type: ignore[no-untyped-call]
-                record["gradient_tokens"] += passes.backward(self.grad_keep)
-            else:
-                outputs = self.model.outputs(batch)
-                self._loss(outputs, batch, part, len(rows), record).backward()  # type: ignore[no-untyped-call]
-                record["gradient_tokens"] += with_padding
+            passes = Passes(self.model, batch, twice=two_passes)
+            self._loss(passes.outputs, batch, part, len(rows), record).backward()  # type: ignore[no-untyped-call]
+            record["gradient_tokens"] += passes.backward(self.grad_keep)
         return record
 
     def _loss(

@@ -1,4 +1,4 @@
-"""Two passes: the same gradient as one, in the memory of one part; what is left out is bounded."""
+"""Part by part, once or twice, on one thread or several: the gradient of the whole; what is left out is bounded."""
 
 import copy
 
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import held_at_most_by
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
@@ -13,7 +15,8 @@ from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training.batch import make_batch
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 from tandemqa.training.listwise import Listwise
-from tandemqa.training.two_pass import TwoPass
+from tandemqa.training.passes import Passes
+from tandemqa.training.workers import shares
 
 LOSS = LossConfig(kl_weight=1.0, reranker_weight=0.7, retriever_weight=0.3)
 ROWS = np.arange(6)
@@ -56,22 +59,36 @@ def one_pass(model, batch):
     return gradients(model), [output.grad.clone() for output in outputs]
 
 
-def two_passes(model, batch, keep=1.0):
-    passes = TwoPass(model, batch)
+def by_parts(model, batch, keep=1.0, twice=True):
+    passes = Passes(model, batch, twice)
     terms = loss_terms(*model.scores(passes.outputs, batch), batch.mask, LOSS)
     joint_loss(terms, LOSS).mean().backward()
     tokens = passes.backward(keep)
     return gradients(model), tokens
 
 
+@pytest.fixture
+def three_threads():
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def everything_in_float64(monkeypatch):
+    """The program computes pooled states and losses in float32; here nothing may round."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["one pass", "two passes"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize("towers", ["shared", "untied"])
-def test_in_float64_two_passes_give_the_gradient_of_one(towers, dropout, tiny_model, texts, lists, monkeypatch):
-    # The program computes pooled states and losses in float32; here nothing may round.
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+def test_part_by_part_gives_the_gradient_of_the_whole(
+    towers, dropout, twice, tiny_model, texts, lists, everything_in_float64, three_threads
+):
     models = pair(tiny_model, dropout, towers)
     results = []
-    for run in (one_pass, two_passes):
+    for run in (one_pass, lambda model, batch: by_parts(model, batch, twice=twice)):
         model = JointModel(*copy.deepcopy(models)).double().train()
         batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
         assert len(batch.pairs) > 3
@@ -83,6 +100,27 @@ def test_in_float64_two_passes_give_the_gradient_of_one(towers, dropout, tiny_mo
         assert gradient.dtype == torch.float64
         torch.testing.assert_close(cut[name], gradient, rtol=1e-11, atol=1e-14)
     assert torch.equal(after_whole, after_cut), "what follows draws the same random numbers"
+
+
+def test_threads_that_train_together_give_the_same_bits_each_time(tiny_model, texts, lists, three_threads):
+    models = pair(tiny_model)
+    results = []
+    for _ in range(5):
+        model = JointModel(*copy.deepcopy(models)).train()
+        batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
+        results.append(by_parts(model, batch, twice=False)[0])
+    for name, gradient in results[0].items():
+        assert all(torch.equal(other[name], gradient) for other in results[1:])
+
+
+@given(st.lists(st.integers(1, 4096), max_size=40), st.integers(1, 8))
+def test_work_is_shared_out_whole_and_evenly(costs, threads):
+    made = shares(costs, threads)
+    assert sorted(number for share in made for number in share) == list(range(len(costs)))
+    assert len(made) == min(threads, len(costs)) and all(made)
+    totals = [sum(costs[number] for number in share) for share in made]
+    if len(costs) > threads:
+        assert max(totals) <= sum(costs) / threads + max(costs)
 
 
 def test_what_is_left_out_adds_up_to_the_share_that_may_be(tiny_model, texts, lists):
@@ -105,7 +143,7 @@ def test_what_is_left_out_adds_up_to_the_share_that_may_be(tiny_model, texts, li
         weighted.backward()
         expected = gradients(model)
         model.zero_grad()
-        actual, tokens = two_passes(model, batch, keep)
+        actual, tokens = by_parts(model, batch, keep)
         assert tokens < batch.tokens()[1]
         for name, gradient in expected.items():
             torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6)
@@ -114,7 +152,7 @@ def test_what_is_left_out_adds_up_to_the_share_that_may_be(tiny_model, texts, li
 def test_a_frozen_re_ranker_is_not_read_a_second_time(tiny_model, texts, lists):
     model = JointModel(*pair(tiny_model), reranker_learns=False).train()
     batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
-    found, tokens = two_passes(model, batch)
+    found, tokens = by_parts(model, batch)
     assert all(name.startswith("retriever") for name in found)
     assert tokens == sum(part.attention_mask.numel() for _, part in [*batch.queries, *batch.passages])
 

@@ -1,0 +1,166 @@
+"""The gradient of a batch, part by part, on all cores, and for long lists in the memory of one part.
+
+Both losses are functions of the encoders' vectors alone. So each part is computed by itself, the loss of all vectors
+tells how it depends on each of them, and each part carries that on into the weights by itself. In two passes a part
+is computed without gradient first and once more with gradient then (Gao et al., 2021, "Scaling deep contrastive
+learning batch size under memory limited setup"; here for pairs too), which takes the memory of one part, whatever the
+length of the lists. What hardly moves the loss need not be computed again.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tandemqa.encoders.backbone import WordTable
+from tandemqa.encoders.inputs import TokenBatch
+from tandemqa.training import workers
+from tandemqa.training.batch import ListBatch, kept_rows
+from tandemqa.training.joint import JointModel, Outputs, Task
+
+
+class Piece(NamedTuple):
+    """A part of a task, and the word vectors that all parts of the task look up."""
+
+    name: str
+    task: Task
+    rows: Tensor
+    part: TokenBatch
+    words: WordTable
+
+
+class Computed(NamedTuple):
+    """A piece, its vectors (with their history if there is one pass), and the state of dropout before them."""
+
+    piece: Piece
+    vectors: Tensor
+    random: Tensor
+
+
+class Passes:
+    """One batch on its way through a model and back.
+
+    `outputs` are leaves without history: take a loss of them, call its `backward`, then this one's. `twice` computes
+    each part anew for its gradient instead of keeping what the first pass made.
+    """
+
+    def __init__(self, model: JointModel, batch: ListBatch, twice: bool) -> None:
+        self.model = model
+        self.twice = twice
+        self.tasks = model.tasks(batch)
+        pieces = [piece for name, task in self.tasks.items() for piece in _pieces(name, task, task.parts)]
+        self.computed = workers.in_threads(self._compute, self._shares(pieces))
+        outputs = {}
+        for name, task in self.tasks.items():
+            done = [one for share in self.computed for one in share if one.piece.name == name]
+            dtype = done[0].vectors.dtype if done else None
+            outputs[name] = torch.zeros(task.shape, dtype=dtype, device=model.device)
+            for one in done:
+                outputs[name][one.piece.rows.to(model.device)] = one.vectors.detach()
+            outputs[name].requires_grad_(bool(task.parameters))
+        self.outputs = Outputs(**outputs)
+
+    def backward(self, keep: float = 1.0) -> int:
+        """Add the gradient of the weights; returns how many tokens were read with gradient, with padding.
+
+        keep 1 is exact, up to the order of sums: dropout falls as it did in the first pass. Below 1, which takes two
+        passes, those outputs of each encoder whose gradients are smallest are left out, as long as their norms add up
+        to at most 1 - keep of the sum of all of that encoder's; dropout then falls anew.
+        """
+        after = _random_state(self.model.device)
+        work = self.computed
+        if keep < 1:
+            pieces = [
+                piece
+                for name, task in self.tasks.items()
+                if (gradient := self._gradient(name)) is not None
+                for piece in _pieces(name, task, kept_rows(task.parts, _worth_keeping(gradient, keep).cpu()))
+            ]
+            work = [[Computed(piece, torch.empty(0), after) for piece in share] for share in self._shares(pieces)]
+        # The shares' gradients are added in their order, so that the same numbers of threads give the same sums.
+        for gradients in workers.in_threads(self._backward, work):
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        words = {id(done.piece.words): done.piece.words for share in work for done in share}
+        for table in words.values():
+            table.backward()
+        if self.twice and keep == 1:
+            _set_random_state(self.model.device, after)
+        done = (piece for share in work for piece, _, _ in share if self._gradient(piece.name) is not None)
+        return sum(piece.part.attention_mask.numel() for piece in done)
+
+    def _shares(self, pieces: list[Piece]) -> list[list[Piece]]:
+        """The pieces by threads. Dropout inside the encoders draws from one stream, in order, and a GPU is one."""
+        alone = self.model.draws() or self.model.device.type != "cpu"
+        costs = [piece.part.attention_mask.numel() for piece in pieces]
+        shared_out = workers.shares(costs, 1 if alone else workers.count())
+        return [[pieces[number] for number in share] for share in shared_out]
+
+    def _compute(self, share: Sequence[Piece]) -> list[Computed]:
+        """The first pass of a thread."""
+        done = []
+        for piece in share:
+            random = _random_state(self.model.device)
+            with torch.set_grad_enabled(bool(piece.task.parameters) and not self.twice):
+                done.append(Computed(piece, self._vectors(piece), random))
+        return done
+
+    def _backward(self, share: Sequence[Computed]) -> dict[Tensor, Tensor]:
+        """The way back of a thread: the gradients of its pieces, added up."""
+        total: dict[Tensor, Tensor] = {}
+        for piece, vectors, random in share:
+            gradient = self._gradient(piece.name)
+            if gradient is None:
+                continue
+            if self.twice:
+                if self.model.draws():
+                    _set_random_state(self.model.device, random)
+                vectors = self._vectors(piece)
+            leaves: list[Tensor] = [*piece.task.parameters]
+            if piece.words.vectors.requires_grad:
+                leaves.append(piece.words.vectors)
+            rows = piece.rows.to(self.model.device)
+            found = torch.autograd.grad(vectors, leaves, gradient[rows], allow_unused=True)
+            for leaf, own in zip(leaves, found, strict=True):
+                if own is not None:
+                    total[leaf] = total[leaf].add_(own) if leaf in total else own
+        return total
+
+    def _vectors(self, piece: Piece) -> Tensor:
+        with self.model.autocast():
+            vectors: Tensor = piece.task.vectors(piece.part.to(self.model.device), piece.words)
+        return vectors
+
+    def _gradient(self, name: str) -> Tensor | None:
+        gradient: Tensor | None = getattr(self.outputs, name).grad
+        return gradient
+
+
+def _pieces(name: str, task: Task, parts: Sequence[tuple[Tensor, TokenBatch]]) -> list[Piece]:
+    with torch.set_grad_enabled(bool(task.parameters)):
+        words = WordTable(task.encoder, [part for _, part in parts], cut=True)
+    return [Piece(name, task, rows, part, words) for rows, part in parts]
+
+
+def _worth_keeping(gradient: Tensor, keep: float) -> Tensor:
+    """The rows whose gradient is needed, bool (N,): the smallest ones that together hold at most 1 - keep of the sum
+    of the rows' norms are not."""
+    norms = gradient.norm(dim=1).double()
+    values, order = norms.sort()
+    droppable = values.cumsum(0) <= (1 - keep) * norms.sum()
+    needed = torch.ones_like(droppable)
+    needed[order[droppable]] = False
+    needed &= norms > 0
+    return needed
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
