@@ -95,8 +95,8 @@ CELLS = {
              ("warm_retriever.epochs=0", "warm_reranker.epochs=0"), steps=1.45),
         Cell("refresh", "negatives mined again after half of the steps", ("refresh_steps={half}",)),
         Cell("rounds", "two rounds of half the steps", ("rounds=2",), steps=0.5),
-        Cell("unlabelled", "unlabelled questions join by pseudo-labels", UNLABELLED),
-        Cell("labelled", "the same candidates, no pseudo-labels", (*UNLABELLED, "lists.high=1")),
+        Cell("pseudo-labels", "unlabelled questions join by pseudo-labels", UNLABELLED),
+        Cell("no-pseudo-labels", "the same candidates, no pseudo-labels", (*UNLABELLED, "lists.high=1")),
         # Remedies
         Cell("supervised-static", "static, and the retriever's own loss", (*SUPERVISED, *STATIC)),
         Cell("supervised-share-0.5", "hybrid lists, and the retriever's own loss",

@@ -55,15 +55,15 @@ def write_page(places: Sequence[Place], folder: Path) -> Path:
 def _head(measured: Sequence[tuple[Place, Results]]) -> str:
     abouts = [result["about"] for _, results in measured for result in results.values()]
     said = {
-        name: ", ".join(sorted({str(about[name]) for about in abouts})) for name in ("commit", "machine", "torch")
+        name: ", ".join(sorted({str(about[name]) for about in abouts}))
+        for name in ("commit", "machine", "threads", "torch")
     }
-    threads = ", ".join(sorted({str(about["threads"]) for about in abouts}))
     return f"""# The paper's claims, measured
 
     python benchmarks/claims.py run --work WORK
     python benchmarks/claims.py table --work WORK
 
-Commit {said["commit"]}; {said["machine"]}, {threads} threads, torch {said["torch"]}. All figures are of dev
+Commit {said["commit"]}; {said["machine"]}, {said["threads"]} threads, torch {said["torch"]}. All figures are of dev
 questions, over all passages of a set; test questions were not looked at.
 
 A cell differs from the reference, `dynamic`, in what its line says. The reference is the recipe `quick` with the
@@ -71,13 +71,14 @@ paper's loss (`loss.retriever_weight: 0`), {STEPS} joint steps. A seed draws the
 ranks all passages. The re-ranker alone orders the same candidates in all cells: the untouched base model's top
 {DEPTH}, and the positives that are not among them. End to end it orders the top {DEPTH} of its own retriever, whose
 score counts by a share that was learnt on the other half of the questions. Differences are in MRR@10, the seeds
-averaged for each question; intervals are 95 %, by resampling questions; p is the paired randomisation test's, corrected
-for the comparisons of a claim (Holm). They tell of other questions, not of other training runs: see the single seeds
-for those. "Training" is the seconds of all steps, and mining and scoring at the speed measured afterwards.
+averaged for each question; intervals are 95 %, by resampling questions; p is the paired randomisation test's,
+corrected for the comparisons of a claim (Holm). They tell of other questions, not of other training runs: see the
+single seeds for those. "Training" is the seconds of all steps, and mining and scoring at the speed measured
+afterwards.
 
 A claim **holds** if all its comparisons are better with p < 0.05. It **does not hold here** if one is worse with
-p < 0.05, or a gain of a point lies outside its interval. Else it is **undecided**, also while a comparison has not been
-run. Remedies were tried in case it does not hold; they do not count for the verdict."""
+p < 0.05, or a gain of a point lies outside its interval. Else it is **undecided**, also while a comparison has not
+been run. Remedies were tried in case it does not hold; they do not count for the verdict."""
 
 
 def _place_head(place: Place, results: Results) -> str:

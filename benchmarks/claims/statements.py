@@ -32,6 +32,11 @@ CLAIMS = (
         _each(RETRIEVER, *REMEDIES),
     ),
     Claim(
+        "The joint training adds to the warm-ups",
+        (*_each(RETRIEVER, ("dynamic", "warm")), *_each(RERANKER, ("dynamic", "warm"))),
+        _each(RETRIEVER, ("supervised", "warm")),
+    ),
+    Claim(
         "Listwise beats pointwise for the re-ranker",
         _each(RERANKER, ("dynamic", "pointwise")),
         _each(RETRIEVER, ("dynamic", "pointwise")),
@@ -82,7 +87,7 @@ CLAIMS = (
     Claim("Warm starts help", _each(PAIR, ("dynamic", "cold"), ("dynamic", "cold-longer"))),
     Claim("Fresh negatives help", _each(PAIR, ("refresh", "dynamic"))),
     Claim("A second round helps", _each(PAIR, ("rounds", "dynamic"))),
-    Claim("Pseudo-labels help", _each(PAIR, ("unlabelled", "labelled"))),
+    Claim("Pseudo-labels help", _each(PAIR, ("pseudo-labels", "no-pseudo-labels"))),
     Claim(
         "The pair beats sentence-transformers' practice in the same time",
         _each(PAIR, ("dynamic", "st"), ("dynamic", "st-mined-twice")),

@@ -160,7 +160,8 @@ def settings_of(cell: Cell) -> dict[str, str]:
     """Every setting of a cell's recipe, as YAML; bundles and backbones by their names alone."""
     names = dict(zip(CELLS, CELLS, strict=True)) | {"other": "the-other-backbone", "half": str(STEPS // 2)}
     names["unlabelled"] = "1000"
-    recipe = load_recipe(RECIPE, [*REFERENCE, *(setting.format_map(names) for setting in cell.settings)])
+    common = ("retriever.model=the-backbone", "reranker.model=the-backbone", *REFERENCE)
+    recipe = load_recipe(RECIPE, [*common, *(setting.format_map(names) for setting in cell.settings)])
     return {name: yaml.safe_dump(value).partition("\n")[0] for name, value in leaves(recipe.model_dump())}
 
 
