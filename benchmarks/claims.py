@@ -13,6 +13,7 @@ extra `data`.
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +48,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cell under way ends, too
     failed: list[str] = []
     for name in options.sets:
         for backbone in options.backbones:

@@ -21,7 +21,7 @@ SEEDS, QUESTIONS = 3, 200
 def result(values: NDArray[np.float64], seconds: float = 60.0) -> dict[str, Any]:
     """A cell's file in which every stage has the same values."""
     stages = {stage: {"mrr@10": values.tolist()} for stage in ("retriever", "reranker", "pair")}
-    return {"about": {"seconds": {"all": seconds}}, "values": stages}
+    return {"about": {"seconds": seconds}, "values": stages}
 
 
 def grid(gains: dict[str, float], seconds: dict[str, float] | None = None) -> dict[tuple[str, int], dict[str, Any]]:

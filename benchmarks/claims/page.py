@@ -73,8 +73,8 @@ ranks all passages. The re-ranker alone orders the same candidates in all cells:
 score counts by a share that was learnt on the other half of the questions. Differences are in MRR@10, the seeds
 averaged for each question; intervals are 95 %, by resampling questions; p is the paired randomisation test's,
 corrected for the comparisons of a claim (Holm). They tell of other questions, not of other training runs: see the
-single seeds for those. "Training" is the seconds of all steps, and mining and scoring at the speed measured
-afterwards.
+single seeds for those. "Training" is the time of all steps, whichever cell made them, those behind a bundle
+that a cell starts from included, and of mining and scoring, at the speed measured afterwards.
 
 A claim **holds** if all its comparisons are better with p < 0.05. It **does not hold here** if one is worse with
 p < 0.05, or a gain of a point lies outside its interval. Else it is **undecided**, also while a comparison has not
@@ -148,7 +148,7 @@ def _figures(results: Results) -> list[str]:
             low, high = bootstrap_interval(means[METRIC], 0)
             figures = [f"{values.mean():.3f}" for values in means.values()]
             figures[0] += f" ({low:.3f} to {high:.3f})"
-            seconds = [results[name, seed]["about"].get("seconds", {}).get("all", 0.0) for seed in seeds]
+            seconds = [results[name, seed]["about"].get("seconds", 0.0) for seed in seeds]
             minutes = f"{np.mean(seconds) / 60:.1f}" if any(seconds) else ""
             rows.append(f"| `{name}` | {cell.what} | {len(seeds)} | {' | '.join(figures)} | {minutes} |")
         tables.append("\n".join(rows))

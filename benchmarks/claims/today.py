@@ -79,7 +79,6 @@ def train_today(place: Place, job: Job, budget: float, mine_twice: bool) -> tupl
         negatives = timed("mining again", lambda: _mined(pairs, corpus, retriever))
     fit_reranker = _reranker_fit(reranker, negatives, folder, job.seed, budget - sum(seconds.values()))
     timed("reranker", fit_reranker)
-    seconds["all"] = round(sum(seconds.values()), 1)
     retriever.save_pretrained(str(folder / "retriever"))
     reranker.save_pretrained(str(folder / "reranker"))
     return make_bundle(str(folder / "retriever"), str(folder / "reranker"), folder / "bundle"), seconds

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from claims.cells import CELLS, Job, bundles
+from claims.cells import CELLS, Job, bundles, needed
 from claims.measure import measure_first_stage, measure_pair
 from claims.place import Place
-from claims.today import train_today
 from tandemqa import Bundle, train
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.files import read_json, whole_folder
@@ -27,15 +26,17 @@ def run_job(place: Place, job: Job) -> None:
         place.save(job, measure_first_stage(place, retriever, job.cell.name), {})
         return
     if job.cell.kind == "sentence-transformers":
-        reference = read_json(place.result(Job(CELLS["dynamic"], job.seed)))["about"]
-        budget = reference["seconds"]["all"]
-        bundle, seconds = train_today(place, job, budget, mine_twice=job.cell.name == "st-mined-twice")
+        from claims.today import train_today  # needs the extra `data`
+
+        budget = read_json(place.result(Job(CELLS["dynamic"], job.seed)))["about"]["seconds"]
+        bundle, work = train_today(place, job, budget, mine_twice=job.cell.name == "st-mined-twice")
         values, rates = measure_pair(place, bundle.retriever, bundle.reranker)
-        about = {"seconds": seconds | {"budget": budget}, "rates": rates}
+        about = {"seconds": round(sum(work.values()), 1), "work": work, "budget": budget, "rates": rates}
     else:
         bundle = trained(place, job)
         values, rates = measure_pair(place, bundle.retriever, bundle.reranker)
-        about = {"seconds": seconds_of(place.run(job) / "stages", rates, len(place.dataset.passages)), "rates": rates}
+        work = work_of(place, job, rates)
+        about = {"seconds": round(sum(work.values()), 1), "work": work, "rates": rates}
     place.save(job, values, about)
     keep_logs(place, job)
 
@@ -49,7 +50,7 @@ def trained(place: Place, job: Job) -> Bundle:
     lists = next(step.stage for step in chain.steps if step.name == "lists")
     if lists.state != "complete":
         train(place.dataset, run, listed)
-        share(chain, kept)
+    share(chain, kept)
     count = len(TrainingLists.load(lists.folder / "lists.npz"))
     epochs = place.steps(job.cell) / math.ceil(count / listed.joint.batch_lists)
     return train(place.dataset, run, place.recipe(job, f"joint.epochs={epochs!r}"))
@@ -76,22 +77,23 @@ def _link(source: Path, folder: Path) -> None:
         shutil.copytree(source, partial, copy_function=os.link, dirs_exist_ok=True)
 
 
-def seconds_of(stages: Path, rates: dict[str, float], passages: int) -> dict[str, float]:
-    """What the training took, whoever did the stages: the logged seconds of all steps; for mining (encoding all
-    passages) and scoring, their work at the speed that was measured afterwards."""
-    steps = sum(
-        json.loads(line)["seconds"]
-        for log in stages.glob("*/log.jsonl")
-        for line in log.read_text(encoding="utf-8").splitlines()
-    )
-    mined = len(list(stages.glob("mine*"))) + len(list(stages.glob("joint*/refresh-*")))
-    scored = sum(np.load(path, mmap_mode="r").size for path in stages.glob("score*/scores.npy"))
-    told = {
-        "steps": steps,
-        "mining": mined * passages / rates["passages a second"],
-        "scoring": scored / rates["pairs a second"],
-    }
-    return {name: round(value, 1) for name, value in (told | {"all": sum(told.values())}).items()}
+def work_of(place: Place, job: Job, rates: dict[str, float]) -> dict[str, float]:
+    """The seconds of each stage behind a cell, whoever ran it, and of the cells whose bundles it starts from: the
+    logged seconds of all steps; for mining (encoding all passages) and scoring, the time that they take at the speed
+    measured afterwards."""
+    work: dict[str, float] = {}
+    for name in needed(job.cell):
+        work |= read_json(place.result(Job(CELLS[name], job.seed)))["about"]["work"]
+    mining = len(place.dataset.passages) / rates["passages a second"]
+    for path in sorted((place.run(job) / "stages").glob("*/stage.json")):
+        folder, seconds = path.parent, 0.0
+        if (log := folder / "log.jsonl").exists():
+            seconds += sum(json.loads(line)["seconds"] for line in log.read_text(encoding="utf-8").splitlines())
+        seconds += mining * (folder.name.startswith("mine") + len(list(folder.glob("refresh-*"))))
+        if (scores := folder / "scores.npy").exists():
+            seconds += np.load(scores, mmap_mode="r").size / rates["pairs a second"]
+        work[f"{folder.name} {read_json(path)['key']}"] = round(seconds, 1)
+    return work
 
 
 def keep_logs(place: Place, job: Job) -> None:

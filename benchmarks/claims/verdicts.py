@@ -168,7 +168,7 @@ def settings_of(cell: Cell) -> dict[str, str]:
 def _cheaper(cell: Cell, against: Cell, results: Results) -> Cell:
     """Whichever took less time to train; the one that is held against where a time is not known."""
     seconds = [
-        [result["about"].get("seconds", {}).get("all") for (name, _), result in results.items() if name == each.name]
+        [result["about"].get("seconds") for (name, _), result in results.items() if name == each.name]
         for each in (cell, against)
     ]
     if any(None in each for each in seconds):
