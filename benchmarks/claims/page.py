@@ -78,7 +78,7 @@ that a cell starts from included, and of mining and scoring, at the speed measur
 
 A claim **holds** if all its comparisons are better with p < 0.05. It **does not hold here** if one is worse with
 p < 0.05, or a gain of a point lies outside its interval. Else it is **undecided**, also while a comparison has not
-been run. Remedies were tried in case it does not hold; they do not count for the verdict."""
+been run. What stands "beside", remedies in case it does not hold and the same at other stages, does not count."""
 
 
 def _place_head(place: Place, results: Results) -> str:
@@ -99,15 +99,15 @@ def _claims(results: Results) -> str:
     ]
     for claim in CLAIMS:
         outcomes = outcomes_of(claim.comparisons, results)
-        remedies = outcomes_of(claim.remedies, results)
-        if not outcomes and not remedies:
+        beside = outcomes_of(claim.beside, results)
+        if not outcomes and not beside:
             continue
         verdict = together(outcomes, len(claim.comparisons))
         open_ = len(claim.comparisons) - len(outcomes)
         missing = f", {open_} comparison{'s' if open_ > 1 else ''} to be run" if open_ else ""
         rows.append(f"| **{claim.text}** | | | | | | **{verdict}**{missing} | |")
         rows += [_row(outcome, results, "") for outcome in outcomes]
-        rows += [_row(outcome, results, "remedy: ") for outcome in remedies]
+        rows += [_row(outcome, results, "beside: ") for outcome in beside]
     return "\n".join(rows)
 
 

@@ -1,6 +1,6 @@
 """From figures to verdicts: what is held against what, how sure the difference is, and what a user should set."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -36,11 +36,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that holds if every comparison does; remedies are what was tried in case it does not."""
+    """A sentence that holds if every comparison does. `beside` do not count: remedies in case it does not hold, and
+    the same at other stages."""
 
     text: str
     comparisons: tuple[Comparison, ...]
-    remedies: tuple[Comparison, ...] = ()
+    beside: tuple[Comparison, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,24 +123,28 @@ def by_seed(results: Results, cell: str, stage: str, metric: str = METRIC) -> di
 
 def advice(outcome: Outcome, results: Results) -> str:
     """What follows for a user, in a sentence."""
-    comparison = outcome.comparison
-    if comparison.cell == comparison.against:
+    comparison, verdict = outcome.comparison, outcome.verdict
+    cell, against = CELLS[comparison.cell], CELLS[comparison.against]
+    not_settled = f"{outcome.questions:,} questions and {_count(outcome.by_seed, 'seed')} do not settle it"
+    if cell is against:
         return {
             "holds": "Re-rank.",
             "does not hold here": "Re-ranking does not pay: let it read few candidates (`search --depth`).",
-            "undecided": "Re-rank if its time does not matter.",
-        }[outcome.verdict]
-    cell, against = CELLS[comparison.cell], CELLS[comparison.against]
+            "undecided": f"{not_settled}: re-rank if its time does not matter.",
+        }[verdict]
     this, other = how(cell, against), how(against, cell)
     points = f"{100 * abs(outcome.difference):.1f} points"
-    if outcome.verdict == "holds":
+    if verdict == "holds":
         return f"Use {this}: {points} better."
-    if outcome.verdict == "undecided":
-        return f"{outcome.questions:,} questions and {len(outcome.by_seed)} seed(s) do not tell: leave {other}."
+    if verdict == "undecided":
+        return (
+            f"{not_settled}: {'keep what the recipe has' if against.kind == 'trained' else 'either may be better'}."
+        )
     if outcome.p_holm < SIGNIFICANT:
         return f"Use {other}: {this} is {points} worse."
-    cheaper = _cheaper(cell, against, results)
-    return f"Use {how(cheaper, against if cheaper is cell else cell)}: it takes less time, and no point is lost."
+    if outcome.low > -WORTHWHILE and _quicker(cell, against, results):
+        return f"Use {this}: it takes less time, and no point is lost."
+    return f"Use {other}: {this} does not gain a point."
 
 
 def how(cell: Cell, against: Cell) -> str:
@@ -152,7 +157,7 @@ def how(cell: Cell, against: Cell) -> str:
     keys = dict.fromkeys(setting.partition("=")[0] for setting in (*cell.settings, *against.settings))
     different = [f"`{key}={settings[key]}`" for key in keys if settings[key] != others[key]]
     if cell.steps != against.steps:
-        different.append(f"{cell.steps:.3g} times the reference's joint steps")
+        different.append(f"{STEPS * cell.steps:.0f} joint steps" if cell.steps else "no joint training")
     return ", ".join(different)
 
 
@@ -165,12 +170,14 @@ def settings_of(cell: Cell) -> dict[str, str]:
     return {name: yaml.safe_dump(value).partition("\n")[0] for name, value in leaves(recipe.model_dump())}
 
 
-def _cheaper(cell: Cell, against: Cell, results: Results) -> Cell:
-    """Whichever took less time to train; the one that is held against where a time is not known."""
+def _quicker(cell: Cell, against: Cell, results: Results) -> bool:
+    """Whether a cell is known to take less time to train than another."""
     seconds = [
         [result["about"].get("seconds") for (name, _), result in results.items() if name == each.name]
         for each in (cell, against)
     ]
-    if any(None in each for each in seconds):
-        return against
-    return cell if np.mean(seconds[0]) < np.mean(seconds[1]) else against
+    return not any(None in each for each in seconds) and bool(np.mean(seconds[0]) < np.mean(seconds[1]))
+
+
+def _count(some: Sized, what: str) -> str:
+    return f"{len(some)} {what}{'' if len(some) == 1 else 's'}"
