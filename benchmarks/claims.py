@@ -53,16 +53,15 @@ def run(options: argparse.Namespace) -> None:
     for name in options.sets:
         for backbone in options.backbones:
             place = place_of(options, name, backbone)
-            jobs = queue(chosen(options.cells), options.seeds)
+            jobs = [job for job in queue(chosen(options.cells), options.seeds) if not place.done(job)]
+            started = time.monotonic()
             for number, job in enumerate(jobs, 1):
-                if place.done(job):
-                    continue
-                title = f"{name} {backbone} {job.name} ({number} of {len(jobs)})"
-                print(title, flush=True)
-                started = time.monotonic()
+                title = f"{name} {backbone} {job.name}"
+                print(f"{title}: {number} of {len(jobs)}", flush=True)
                 if subprocess.run(child(options, place.name, place.backbone, job)).returncode:
                     failed.append(title)
-                print(f"{title}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+                minutes = (time.monotonic() - started) / 60 / number
+                print(f"{minutes:.1f} minutes a cell, {minutes * (len(jobs) - number):.0f} left", flush=True)
     if failed:
         raise SystemExit("Not measured, see above why: " + "; ".join(failed))
 

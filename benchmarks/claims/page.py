@@ -168,16 +168,23 @@ def _forest(outcomes: dict[str, list[Outcome]]) -> Figure:
     for place, (_, outcome) in enumerate(lines):
         if outcome is not None:
             colour = COLOURS[outcome.verdict]
-            axes.hlines(-place, outcome.low, outcome.high, color=colour, linewidth=1.8)
-            axes.plot(outcome.difference, -place, "o", color=colour, markersize=5)
+            error = [[outcome.difference - outcome.low], [outcome.high - outcome.difference]]
+            axes.errorbar(outcome.difference, -place, xerr=error, fmt="o", color=colour, markersize=5)
+    for verdict, colour in COLOURS.items():
+        axes.plot([], [], "o-", color=colour, markersize=5, label=verdict)
+    figure.legend(frameon=False, loc="outside upper center", ncols=len(COLOURS))
     axes.axvline(0, color="#222222", linewidth=0.8)
-    labels = [text if outcome is None else _versus(outcome).replace("`", "") for text, outcome in lines]
+    labels = [
+        text if outcome is None else f"{_versus(outcome)} ({STAGES[outcome.comparison.stage]})".replace("`", "")
+        for text, outcome in lines
+    ]
     axes.set_yticks([-place for place in range(len(lines))], labels)
     for label, (_, outcome) in zip(axes.get_yticklabels(), lines, strict=True):
         label.set_fontsize(8.5)
         label.set_fontweight("bold" if outcome is None else "normal")
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("difference in MRR@10, 95 % interval (blue: holds, orange: does not hold here, grey: undecided)")
+    axes.set_ylim(-len(lines), 1)
+    figure.supxlabel("difference in MRR@10 and its 95 % interval", size=10)
     return figure
 
 

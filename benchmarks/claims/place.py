@@ -18,7 +18,7 @@ from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run
 from tandemqa.encoders.backbone import BASE_MODEL, load_tokenizer, resolve_model
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
-from tandemqa.files import read_json, save_arrays, whole_folder, write_json
+from tandemqa.files import read_json, save_array, whole_folder, write_json
 from tandemqa.index.vectors import passage_index
 from tandemqa.recipe.config import Recipe
 from tandemqa.recipe.sample import sampled_questions
@@ -120,16 +120,14 @@ class Place:
     def candidates(self) -> Run:
         """The candidates on which every re-ranker of the set is measured: the untouched base retriever's top,
         whatever the backbone, and behind them the positives that it missed."""
-        path = self.work / "candidates" / f"{self.name}.npz"
+        path = self.work / "candidates" / f"{self.name}-{self.set.dev}.npy"
         if not path.exists():
             base = DualEncoder.load(RetrieverConfig())
             index = passage_index(base, self.dataset)
             top = retrieve(base, index, self.query_ids, base.tokenize(self.questions), cells.DEPTH)
             rows = with_positives(top.rows, self.qrels, self.dataset.passages.row)
-            save_arrays(path, query_ids=np.array(self.query_ids), rows=rows)
-        with np.load(path, allow_pickle=False) as arrays:
-            assert arrays["query_ids"].tolist() == self.query_ids
-            rows = arrays["rows"]
+            save_array(path, rows)
+        rows = np.load(path, allow_pickle=False)
         return Run(self.query_ids, rows, -np.broadcast_to(np.arange(rows.shape[1]), rows.shape).astype(np.float32))
 
     def save(self, job: Job, values: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
