@@ -129,7 +129,7 @@ def test_how_a_cell_differs_is_read_from_the_recipes() -> None:
     assert how(CELLS["share-0.5"], CELLS["share-1"]) == "`lists.denoised_share=0.5`"
     assert how(CELLS["dynamic"], CELLS["none"]) == "`loss.kl_weight=1.0`, `loss.retriever_weight=0.0`"
     assert how(CELLS["lists-8"], CELLS["lists-64"]) == "`lists.size=8`"
-    assert how(CELLS["time-4"], CELLS["time-8"]) == "`lists.size=4`, 160 joint steps"
+    assert how(CELLS["time-4"], CELLS["time-8"]) == "`lists.size=4`, 128 joint steps"
     assert how(CELLS["warm"], CELLS["dynamic"]) == "no joint training"
 
 

@@ -22,7 +22,7 @@ OTHER = ("reranker.model={other}",)
 UNLABELLED = ("data.unlabelled={unlabelled}", "lists.depth=15")
 # Lists of all sizes from the same candidates, in fewer steps than the reference makes, for those of 64 are long.
 LISTS = ("lists.depth=100",)
-LIST_STEPS = 0.4
+LIST_STEPS = 0.32
 
 
 @dataclass(frozen=True)

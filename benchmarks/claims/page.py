@@ -19,7 +19,7 @@ from tandemqa.report.plots import BLUE, ORANGE, STYLE
 
 COLOURS: dict[Verdict, str] = {"holds": BLUE, "does not hold here": ORANGE, "undecided": "#777777"}
 SIZES = (4, 8, 16, 32, 64)
-STRENGTHS = {"a quarter of the questions": "weak-", "all drawn questions": "", "the whole set": "strong-"}
+STRENGTHS = {"a quarter": "weak-", "all drawn": "", "whole set": "strong-"}
 
 
 def read_results(place: Place) -> Results:
@@ -206,7 +206,7 @@ def _teachers_plot(results: Results) -> Figure | None:
     series = {
         kind: (colour, [f"{prefix}{kind}" for prefix in STRENGTHS.values()]) for kind, colour in colours.items()
     }
-    return _by_stage(results, series, list(STRENGTHS), "the re-ranker's warm-up")
+    return _by_stage(results, series, list(STRENGTHS), "questions that warmed the re-ranker")
 
 
 def _by_stage(
