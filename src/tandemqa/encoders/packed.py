@@ -90,7 +90,7 @@ class Int8Layer:
 
 
 def _read_by_attention(own: Any, heads: int) -> tuple[Tensor, Tensor]:
-    """Weight and bias of query, key and value as one; the scores' factor, in powers of two, is part of the query's."""
+    """Weight and bias of query, key and value as one; the scores' factor, for powers of two, in the query's."""
     factor = (own.query.weight.shape[0] // heads) ** -0.5 * math.log2(math.e)
     weight = torch.cat([own.query.weight * factor, own.key.weight, own.value.weight])
     return weight, torch.cat([own.query.bias * factor, own.key.bias, own.value.bias])
@@ -112,7 +112,8 @@ def attend(read: Tensor, count: int, heads: int, mask: Tensor | None) -> Tensor:
         context = (weights @ value).div_(total)
     else:
         context = (_scores(query, key, mask) * math.log(2)).softmax(-1) @ value
-    return context.view(count, heads, length, -1).transpose(1, 2).reshape(-1, size)
+    together: Tensor = context.view(count, heads, length, -1).transpose(1, 2).reshape(-1, size)
+    return together
 
 
 def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
