@@ -58,6 +58,8 @@ class Bundle:
         """The same pair, weights shared, that computes in `precision`."""
         if precision == "int8":
             calibration.check_models(self.retriever, self.reranker)
+        if self.retriever.precision == self.reranker.precision == precision:
+            return self
         return replace(self, retriever=self.retriever.at(precision), reranker=self.reranker.at(precision))
 
     @property

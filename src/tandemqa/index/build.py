@@ -53,7 +53,7 @@ def build(
 
     vectors: "exact", "ivf" or "hnsw", or "auto": exact up to a million passages, then IVF. storage: "fp16" or "int8",
     or "auto": half precision for exact search, bytes for the others. precision: what the models compute in, here and
-    in all later use of the index; for "int8", a bundle that is not calibrated yet is calibrated on texts of `dataset`.
+    in all later use of the index; for "int8", a bundle that is not calibrated yet is so on texts of `dataset`.
 
     The corpus is read as it streams; in memory is one shard, and at the end the vectors. Until the index is complete
     it grows in a hidden folder beside `out` (`.NAME.partial`), where the same call goes on if it was interrupted; an
