@@ -1,4 +1,4 @@
-"""Products in bytes are those of float64 on the same bytes, and the encoder made of them is nearly the one in float32."""
+"""Products in bytes are those of float64 on the same bytes; the encoder made of them is nearly the one in float32."""
 
 import shutil
 from pathlib import Path
