@@ -73,7 +73,7 @@ Ways = dict[str, Callable[[], np.ndarray]]
 
 def encoders(bundle: Bundle, passages: list[str]) -> Ways:
     """Vectors of the passages, by each way."""
-    ours, fast = bundle.retriever, bundle.at("int8").retriever
+    ours, fast = bundle.retriever, Bundle.load(bundle.folder).at("int8").retriever  # packed apart
     theirs = sentence_transformers.SentenceTransformer(str(bundle.folder / "retriever"))
     return {
         THEIRS: lambda: theirs.encode(passages),
@@ -84,7 +84,7 @@ def encoders(bundle: Bundle, passages: list[str]) -> Ways:
 
 def scorers(bundle: Bundle, questions: list[str], passages: list[str], pairs: np.ndarray) -> Ways:
     """Scores of the (question, passage) pairs, by each way."""
-    ours, fast = bundle.reranker, bundle.at("int8").reranker
+    ours, fast = bundle.reranker, Bundle.load(bundle.folder).at("int8").reranker  # packed apart
     theirs = sentence_transformers.CrossEncoder(str(bundle.folder / "reranker"))
     texts = [(questions[question], passages[passage]) for question, passage in pairs]
     return {
