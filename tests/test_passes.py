@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
+from tandemqa.encoders.threads import shares
 from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training.batch import make_batch
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 from tandemqa.training.listwise import Listwise
 from tandemqa.training.passes import Passes
-from tandemqa.training.workers import shares
 
 LOSS = LossConfig(kl_weight=1.0, reranker_weight=0.7, retriever_weight=0.3)
 ROWS = np.arange(6)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tandemqa.cli.root import AsJson, BundlePath, DataPath, app, print_json
+from tandemqa.cli.root import AsJson, BundlePath, DataPath, Precisely, app, print_json
 
 
 @app.command()
@@ -18,6 +18,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="DIR", help="Write each stage's ranking as DIR/STAGE.trec, and DIR/qrels.txt."),
     ] = None,
+    precision: Precisely = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Measure every stage on the judged questions of a split.
@@ -32,7 +33,7 @@ def evaluate(
     """
     from tandemqa.evaluation.stages import evaluate as measure
 
-    report = measure(bundle, data, split, k, run_dir)
+    report = measure(bundle, data, split, k, run_dir, precision)
     if as_json:
         print_json(report.as_json())
     else:

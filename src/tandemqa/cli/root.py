@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -59,6 +59,15 @@ IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder tha
 MovedBundle = Annotated[
     Path | None,
     typer.Option("--bundle", metavar="BUNDLE", help="Where the models are, if they moved since `tandemqa index`."),
+]
+
+Precisely = Annotated[
+    Literal["auto", "fp32", "int8"],
+    typer.Option(
+        "--precision",
+        metavar="KIND",
+        help="What the models compute in: auto is bfloat16 where the processor has it; int8 is faster on a CPU.",
+    ),
 ]
 
 Settings = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tandemqa.cli.root import AsJson, BundlePath, DataPath, IndexPath, MovedBundle, app, print_json
+from tandemqa.cli.root import AsJson, BundlePath, DataPath, IndexPath, MovedBundle, Precisely, app, print_json
 from tandemqa.terminal import answer_text
 
 
@@ -70,6 +70,7 @@ def index(
             help="Vectors in fp16 or int8; auto is fp16 for exact search, int8 for the others.",
         ),
     ] = "auto",
+    precision: Precisely = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Make the passages of DATA searchable.
@@ -77,7 +78,7 @@ def index(
     With the models of BUNDLE. Of DATA only corpus.jsonl is needed; fields beside _id, title and text, or in an object
     `metadata`, can be searched by with --where. The folder holds vectors, a BM25 index, the texts and their tokens;
     it appears when it is complete, and an interrupted command goes on where it stopped. It remembers where the
-    bundle lies; search needs both.
+    bundle lies; search needs both. For int8, which it remembers too, the bundle is first calibrated on texts of DATA.
 
     \b
     Examples:
@@ -88,7 +89,7 @@ def index(
     from tandemqa.index.index import describe_index
 
     started = time.perf_counter()
-    build(bundle, data, out, vectors, storage)
+    build(bundle, data, out, vectors, storage, precision)
     about = describe_index(out)
     if as_json:
         print_json({"index": str(out), **about})

@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from tandemqa.data.tokens import MAX_TOKENS
 from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.encoders.packed import can_be_packed, packed
+from tandemqa.encoders.quantised import Ranges, has_int8
 from tandemqa.errors import TandemError, first_line
 
 Pooling = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
-# "auto" computes in bfloat16 where the processor does.
-Precision = Literal["auto", "fp32"]
+# "auto" computes in bfloat16 where the processor does; "int8" needs the ranges of the model's activations.
+Precision = Literal["auto", "fp32", "int8"]
 
 # Entries of a model's configuration that say where it came from, not what it computes.
 NOT_OF_THE_MODEL = {"_name_or_path", "transformers_version", "dtype", "_attn_implementation"}
@@ -200,10 +201,23 @@ def autocast(device: torch.device, enabled: bool = True) -> Any:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
-def for_inference(model: nn.Module, precision: Precision) -> Callable[[TokenBatch], Tensor]:
-    """The encoder in evaluation mode, as a function from a padded batch to its last hidden states (N, L, d)."""
+def for_inference(
+    model: nn.Module, precision: Precision, ranges: Ranges | None = None
+) -> Callable[[TokenBatch], Tensor]:
+    """The encoder in evaluation mode, as a function from a padded batch to its last hidden states (N, L, d).
+
+    `ranges` are those of its activations, which int8 needs.
+    """
     model.eval()
-    bfloat16 = precision == "auto" and has_bfloat16(device_of(model))
+    bfloat16 = precision != "fp32" and has_bfloat16(device_of(model))
+    if precision == "int8":
+        check_int8(model)
+        if ranges is None:
+            raise TandemError(
+                "This model is not calibrated for int8: its bundle holds no int8.safetensors; "
+                "call Bundle.calibrate, or build the index again."
+            )
+        return packed(model, torch.bfloat16 if bfloat16 else torch.float32, ranges)
     if can_be_packed(model):
         return packed(model, torch.bfloat16 if bfloat16 else torch.float32)
     use_fast_attention(model)
@@ -213,6 +227,16 @@ def for_inference(model: nn.Module, precision: Precision) -> Callable[[TokenBatc
             return hidden_states(model, batch)
 
     return states
+
+
+def check_int8(model: nn.Module) -> None:
+    """Refuse an encoder or a processor that int8 is not made for."""
+    if not can_be_packed(model):
+        raise TandemError(
+            "int8 is for encoders of BERT's and RoBERTa's kind on a CPU, which this is not; leave that precision out."
+        )
+    if not has_int8():
+        raise TandemError("This processor does not multiply bytes (AVX512-VNNI); leave the precision int8 out.")
 
 
 def has_bfloat16(device: torch.device) -> bool:

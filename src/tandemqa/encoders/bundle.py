@@ -1,13 +1,16 @@
 """The bundle: a retriever and a re-ranker in one folder, with what is known of them."""
 
 import datetime
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 import tandemqa
+from tandemqa.encoders import calibration
+from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.encoders.layout import MANIFEST as MANIFEST
@@ -42,12 +45,33 @@ class Bundle:
             reranker = RerankerConfig(**about["reranker"])
         except (KeyError, TypeError, ValidationError) as error:
             raise TandemError(f"{folder / MANIFEST} does not describe both models; copy the bundle again.") from error
-        return cls(
+        bundle = cls(
             folder,
             DualEncoder.load(retriever.model_copy(update={"model": str(folder / "retriever")})),
             CrossEncoder.load(reranker.model_copy(update={"model": str(folder / "reranker")})),
             about,
         )
+        calibration.load_ranges(folder, bundle.retriever, bundle.reranker)
+        return bundle
+
+    def at(self, precision: Precision) -> "Bundle":
+        """The same pair, weights shared, that computes in `precision`."""
+        if precision == "int8":
+            calibration.check_models(self.retriever, self.reranker)
+        if self.retriever.precision == self.reranker.precision == precision:
+            return self
+        return replace(self, retriever=self.retriever.at(precision), reranker=self.reranker.at(precision))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether both models can compute in int8."""
+        return self.reranker.ranges is not None
+
+    def calibrate(self, questions: Sequence[str], passages: Sequence[str]) -> None:
+        """Measure what int8 needs to know of both models, on a few hundred texts of the kind that they will read, and
+        keep it in the bundle's folder (`int8.safetensors`). `questions` may be empty."""
+        calibration.calibrate(self.retriever, self.reranker, questions, passages)
+        calibration.save_ranges(self.folder, self.retriever, self.reranker)
 
 
 def save_bundle(folder: Path, retriever: DualEncoder, reranker: CrossEncoder, about: dict[str, Any]) -> Bundle:

@@ -1,5 +1,6 @@
 """The re-ranker: a cross-encoder that reads query and passage together and gives one score."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from tandemqa.encoders.backbone import (
 )
 from tandemqa.encoders.dense import Dense
 from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, token_budget_batches, tokenize
+from tandemqa.encoders.quantised import Ranges
 from tandemqa.progress import bar
 
 
@@ -51,6 +53,8 @@ class CrossEncoder(nn.Module):
     """`w · h + b` over the pooled state of `[CLS] query [SEP] passage [SEP]` (RocketQAv2, section 3.1).
 
     Models trained elsewhere may have layers between the pooled state and the head.
+
+    precision: what `score` computes in if it is not told. ranges: of the encoder's activations, once measured.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class CrossEncoder(nn.Module):
         self.dropout = nn.Dropout(config.head_dropout)
         self.dense = nn.Sequential(*dense)
         self.head = head
+        self.precision: Precision = "auto"
+        self.ranges: Ranges | None = None
 
     @classmethod
     def load(cls, config: RerankerConfig) -> "CrossEncoder":
@@ -98,6 +104,12 @@ class CrossEncoder(nn.Module):
             pooling=self.config.pooling,
             max_length=self.config.pair_length,
         )
+
+    def at(self, precision: Precision) -> "CrossEncoder":
+        """The same model, weights shared, that computes in `precision` if it is not told."""
+        model = copy.copy(self)
+        model.precision = precision
+        return model
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that identify the weights."""
@@ -134,11 +146,11 @@ class CrossEncoder(nn.Module):
         pairs: npt.NDArray[np.int64],
         token_budget: int = 4096,
         show: str | None = None,
-        precision: Precision = "auto",
+        precision: Precision | None = None,
     ) -> npt.NDArray[np.float32]:
         """Scores of (query row, passage row) pairs, float32 of shape (P,), from pairs int64 of shape (P, 2).
 
-        Pairs of many queries share a batch: they are cut by length alone.
+        Pairs of many queries share a batch: they are cut by length alone. `precision` is as in `DualEncoder.encode`.
         """
         self.eval()
         device = device_of(self)
@@ -150,7 +162,7 @@ class CrossEncoder(nn.Module):
             (len(passages[int(row)]) for row in pairs[:, 1]), dtype=np.int64, count=len(pairs)
         )
         lengths = np.minimum(query_lengths[pairs[:, 0]] + passage_lengths + special, self.config.pair_length)
-        states_of = for_inference(self.encoder, precision)
+        states_of = for_inference(self.encoder, precision or self.precision, self.ranges)
         scores = np.empty(len(pairs), dtype=np.float32)
         progress = bar(show, len(pairs), "pair") if show else None
         for rows in token_budget_batches(lengths, token_budget):

@@ -31,6 +31,7 @@ from tandemqa.encoders.backbone import (
 )
 from tandemqa.encoders.dense import Dense
 from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, prompt_ids, token_budget_batches, tokenize
+from tandemqa.encoders.quantised import Ranges
 from tandemqa.progress import bar
 
 Tower = Literal["query", "passage"]
@@ -61,6 +62,8 @@ class DualEncoder(nn.Module):
     """Two towers (or one that serves as both) that map texts to vectors (RocketQAv2, section 3.1).
 
     `forward` is for training: it embeds a padded batch with gradient. `encode` is for everything else.
+
+    precision: what `encode` computes in if it is not told. ranges: of each tower's activations, once measured.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class DualEncoder(nn.Module):
         self.query_tower = query_tower
         self.passage_tower = passage_tower
         self.dense = nn.Sequential(*dense)
+        self.precision: Precision = "auto"
+        self.ranges: dict[Tower, Ranges] = {}
         hidden = int(query_tower.config.hidden_size)  # type: ignore[union-attr, arg-type]
         self.size = dense[-1].linear.out_features if dense else hidden
         self.prompts: dict[Tower, Ids] = {
@@ -115,6 +120,12 @@ class DualEncoder(nn.Module):
             lengths=(self.limit("query"), self.limit("passage")),
             prompts=(self.config.query_prompt, self.config.passage_prompt),
         )
+
+    def at(self, precision: Precision) -> "DualEncoder":
+        """The same model, weights shared, that computes in `precision` if it is not told."""
+        model = copy.copy(self)
+        model.precision = precision
+        return model
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that identify the weights, the prompts and what follows the pooling."""
@@ -155,12 +166,12 @@ class DualEncoder(nn.Module):
         tower: Tower,
         token_budget: int = 4096,
         show: "str | tqdm[Any] | None" = None,
-        precision: Precision = "auto",
+        precision: Precision | None = None,
     ) -> npt.NDArray[np.float32]:
         """Vectors of tokenised texts (ids without special tokens), float32 of shape (N, d), in the order given.
 
         `texts` may be a token store. `show` names a progress bar, or is one to be moved on.
-        `precision` "auto" computes in bfloat16 where the processor does.
+        `precision` "auto" computes in bfloat16 where the processor does, "int8" in bytes; None is the model's own.
         """
         vectors = np.empty((len(texts), self.size), dtype=np.float32)
         for rows, states, batch in self._read(texts, tower, token_budget, show, precision):
@@ -169,7 +180,7 @@ class DualEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode_tokens(
-        self, texts: TokenIds, tower: Tower, token_budget: int = 4096, precision: Precision = "auto"
+        self, texts: TokenIds, tower: Tower, token_budget: int = 4096, precision: Precision | None = None
     ) -> list[npt.NDArray[np.float32]]:
         """The last state of every token of each text, scaled to unit length: float32 of shape (L, d) a text.
 
@@ -185,7 +196,12 @@ class DualEncoder(nn.Module):
         return vectors
 
     def _read(
-        self, texts: TokenIds, tower: Tower, token_budget: int, show: "str | tqdm[Any] | None", precision: Precision
+        self,
+        texts: TokenIds,
+        tower: Tower,
+        token_budget: int,
+        show: "str | tqdm[Any] | None",
+        precision: Precision | None,
     ) -> Iterator[tuple[npt.NDArray[np.int64], Tensor, TokenBatch]]:
         """The hidden states of the texts, a batch after the other: row numbers, states (N, L, d), the batch."""
         self.eval()
@@ -193,7 +209,7 @@ class DualEncoder(nn.Module):
         lengths = np.fromiter((len(texts[row]) for row in range(len(texts))), dtype=np.int64, count=len(texts))
         special = len(self.format.prefix) + len(self.prompts[tower]) + len(self.format.suffix)
         lengths = np.minimum(lengths + special, self.limit(tower))
-        states_of = for_inference(self.tower(tower), precision)
+        states_of = for_inference(self.tower(tower), precision or self.precision, self.ranges.get(tower))
         progress = bar(show, len(texts), "text") if isinstance(show, str) else show
         for rows in token_budget_batches(lengths, token_budget):
             batch = self.format.pad([self.frame(texts[int(row)], tower) for row in rows]).to(device)

@@ -2,9 +2,11 @@
 
 The weights are laid out once as the matrix products read them, query, key and value are one product, GELU and the
 residual are part of the product before them, and attention is two batched products around a softmax, which at the
-lengths of passages takes half the time of the fused kernel.
+lengths of passages takes half the time of the fused kernel. In int8, all products but those of attention are in bytes
+(`quantised.py`).
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,12 +17,15 @@ from torch.nn.functional import layer_norm
 from transformers import BertModel, CamembertModel, RobertaModel, XLMRobertaModel
 
 from tandemqa.encoders.inputs import TokenBatch
+from tandemqa.encoders.quantised import PRODUCTS, Int8Feedforward, Ranges, SmoothedLinear
 
 # How oneDNN names the variants of GELU.
 GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 # A score that leaves no weight to padding.
 NEVER = -1e9
+# Sums of a softmax's powers within which nothing of weight has been lost to overflow or underflow.
+SAFE = (2.0**-60, 2.0**100)
 
 
 class PackedLinear:
@@ -48,12 +53,8 @@ class PackedLayer:
 
     def __init__(self, layer: Any, heads: int, variant: str, dtype: torch.dtype) -> None:
         self.heads, self.variant = heads, variant
-        attention, own = layer.attention, layer.attention.self
-        # The scores' factor is part of the query's weights.
-        factor = (own.query.weight.shape[0] // heads) ** -0.5
-        weight = torch.cat([own.query.weight * factor, own.key.weight, own.value.weight])
-        bias = torch.cat([own.query.bias * factor, own.key.bias, own.value.bias])
-        self.read = PackedLinear(weight, bias, dtype)
+        attention = layer.attention
+        self.read = PackedLinear(*_read_by_attention(attention.self, heads), dtype)
         self.gather = PackedLinear(attention.output.dense.weight, attention.output.dense.bias, dtype)
         self.widen = PackedLinear(layer.intermediate.dense.weight, layer.intermediate.dense.bias, dtype)
         self.narrow = PackedLinear(layer.output.dense.weight, layer.output.dense.bias, dtype)
@@ -62,30 +63,80 @@ class PackedLayer:
     def __call__(self, x: Tensor, count: int, mask: Tensor | None) -> Tensor:
         """States (T, d) of `count` sequences of one length, T = N·L, from those below; `mask` is added to the scores,
         (N·heads, 1, L)."""
-        context = self._attend(self.read(x), count, mask)
+        context = attend(self.read(x), count, self.heads, mask)
         x = layer_norm(self.gather.plus(context, x), *self.norms[0])
         above: Tensor = layer_norm(self.narrow.plus(self.widen.gelu(x, self.variant), x), *self.norms[1])
         return above
 
-    def _attend(self, read: Tensor, count: int, mask: Tensor | None) -> Tensor:
-        tokens, size = read.shape[0], read.shape[1] // 3
-        split = read.view(count, tokens // count, 3, self.heads, size // self.heads).permute(2, 0, 3, 1, 4)
-        query, key, value = split.reshape(3, count * self.heads, tokens // count, size // self.heads)
-        scores = query @ key.mT if mask is None else torch.baddbmm(mask, query, key.mT)
-        context: Tensor = scores.softmax(-1) @ value
-        return context.view(count, self.heads, tokens // count, -1).transpose(1, 2).reshape(tokens, size)
+
+class Int8Layer:
+    """The same layer with products in bytes, for float32 states; `dtype` is attention's."""
+
+    def __init__(self, layer: Any, heads: int, variant: str, dtype: torch.dtype, ranges: Ranges) -> None:
+        self.heads, self.dtype = heads, dtype
+        attention, out = layer.attention, layer.attention.output.dense
+        self.read = SmoothedLinear(*_read_by_attention(attention.self, heads), ranges["read"])
+        self.gather = SmoothedLinear(out.weight, out.bias, ranges["gather"])
+        self.feedforward = Int8Feedforward(
+            layer.intermediate.dense, layer.output.dense, ranges["widen"], ranges["narrow"], variant
+        )
+        self.norms = [_norm(norm, torch.float32) for norm in (attention.output.LayerNorm, layer.output.LayerNorm)]
+
+    def __call__(self, x: Tensor, count: int, mask: Tensor | None) -> Tensor:
+        context = attend(self.read(x, self.dtype), count, self.heads, mask)
+        x = layer_norm(self.gather(context, torch.float32).add_(x), *self.norms[0])
+        above: Tensor = layer_norm(self.feedforward(x).add_(x), *self.norms[1])
+        return above
+
+
+def _read_by_attention(own: Any, heads: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of query, key and value as one; the scores' factor, for powers of two, in the query's."""
+    factor = (own.query.weight.shape[0] // heads) ** -0.5 * math.log2(math.e)
+    weight = torch.cat([own.query.weight * factor, own.key.weight, own.value.weight])
+    return weight, torch.cat([own.query.bias * factor, own.key.bias, own.value.bias])
+
+
+def attend(read: Tensor, count: int, heads: int, mask: Tensor | None) -> Tensor:
+    """Contexts (T, d) from queries, keys and values (T, 3d) of `count` sequences; scores are powers of two.
+
+    The softmax does not look for each row's largest score first, which takes half its time; where a sum shows that it
+    should have, it is done again.
+    """
+    length, size = read.shape[0] // count, read.shape[1] // 3
+    split = read.view(count, length, 3, heads, size // heads).permute(2, 0, 3, 1, 4)
+    query, key, value = split.reshape(3, count * heads, length, size // heads)
+    weights = _scores(query, key, mask).exp2_()
+    total = weights.sum(-1, keepdim=True)
+    least, most = total.aminmax()
+    if SAFE[0] < least and most < SAFE[1]:
+        context = (weights @ value).div_(total)
+    else:
+        context = (_scores(query, key, mask) * math.log(2)).softmax(-1) @ value
+    together: Tensor = context.view(count, heads, length, -1).transpose(1, 2).reshape(-1, size)
+    return together
+
+
+def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    return query @ key.mT if mask is None else torch.baddbmm(mask, query, key.mT)
 
 
 class PackedEncoder:
     """An encoder's weights as they were when it was packed; what it computes has no gradient."""
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, model: Any, dtype: torch.dtype, ranges: Ranges | None = None) -> None:
+        """`dtype` is what it computes in; with `ranges`, attention alone does, and the other products are in int8."""
+        self.dtype, self.ranges = dtype, ranges
         self.embeddings = model.embeddings
         self.heads = int(model.config.num_attention_heads)
+        self.layers: list[PackedLayer | Int8Layer] = []
         variant = GELU[model.config.hidden_act]
         with torch.no_grad():
-            self.layers = [PackedLayer(layer, self.heads, variant, dtype) for layer in model.encoder.layer]
+            for number, layer in enumerate(model.encoder.layer):
+                if ranges is None:
+                    self.layers.append(PackedLayer(layer, self.heads, variant, dtype))
+                else:
+                    own = {name: ranges[f"{number}.{name}"] for name in PRODUCTS}
+                    self.layers.append(Int8Layer(layer, self.heads, variant, dtype, own))
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         """Last hidden states of a padded batch, shape (N, L, d)."""
@@ -95,7 +146,7 @@ class PackedEncoder:
             added = (batch.attention_mask == 0).to(self.dtype) * NEVER
             mask = added[:, None, None].expand(count, self.heads, 1, length).reshape(-1, 1, length)
         x: Tensor = self.embeddings(input_ids=batch.input_ids, token_type_ids=batch.type_ids)
-        x = x.to(self.dtype).view(count * length, -1)
+        x = x.to(self.dtype if self.ranges is None else torch.float32).view(count * length, -1)
         for layer in self.layers:
             x = layer(x, count, mask)
         return x.view(count, length, -1)
@@ -104,15 +155,15 @@ class PackedEncoder:
 _packed: "WeakKeyDictionary[nn.Module, tuple[object, PackedEncoder]]" = WeakKeyDictionary()
 
 
-def packed(model: nn.Module, dtype: torch.dtype) -> PackedEncoder:
+def packed(model: nn.Module, dtype: torch.dtype, ranges: Ranges | None = None) -> PackedEncoder:
     """The model packed, anew only if its weights have changed since the last time."""
     parameters = [parameter.detach() for parameter in model.parameters()]
     # A fused optimiser does not count its changes as versions, but it changes every matrix everywhere.
     values = torch.stack([parameter.view(-1)[-1] for parameter in parameters]).tolist()
-    state = dtype, values, [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+    state = dtype, id(ranges), values, [(parameter.data_ptr(), parameter._version) for parameter in parameters]
     known = _packed.get(model)
     if known is None or known[0] != state:
-        known = _packed[model] = state, PackedEncoder(model, dtype)
+        known = _packed[model] = state, PackedEncoder(model, dtype, ranges)
     return known[1]
 
 

@@ -13,6 +13,7 @@ from tandemqa.data.dataset import Dataset, load_dataset
 from tandemqa.data.qrels import write_qrels
 from tandemqa.data.runs import Run, break_ties
 from tandemqa.data.tokens import passage_tokens
+from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
@@ -36,6 +37,7 @@ def evaluate(
     split: str = "test",
     k: int = 50,
     run_dir: str | Path | None = None,
+    precision: Precision = "auto",
 ) -> Report:
     """Measure every stage on the questions of `split`: BM25, the retriever before and after its training, hybrid
     (the trained retriever and BM25 fused as was learnt on dev), and the trained retriever's top `k` re-ranked.
@@ -43,11 +45,16 @@ def evaluate(
     "Before" is left out where the model that the training started from cannot be loaded any more. Where the final
     ranking blends in the retriever's score, "re-ranker alone" is what it would be without. `run_dir` receives a TREC
     run file a stage, and the judgements as `qrels.txt`, so that any tool that reads TREC files can check the figures.
+    `precision` is what the trained models compute in; for "int8", a bundle that is not calibrated yet is so on texts
+    of this dataset.
     """
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
+    if precision == "int8" and not bundle.calibrated:
+        bundle.calibrate(list(dataset.queries.values()), [passage.full for passage in dataset.passages])
+    bundle = bundle.at(precision)
     rankings, learnt = rank_stages(bundle, dataset, split, k), Learnt.of(bundle)
     if run_dir is not None:
         write_runs(rankings.final(learnt), Path(run_dir), dataset.passages.ids)

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
@@ -18,6 +19,7 @@ import tandemqa
 from tandemqa.code import code_version
 from tandemqa.data.dataset import Dataset, check_layout, read_queries
 from tandemqa.data.lines import opened, read_records
+from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
@@ -35,6 +37,8 @@ from tandemqa.progress import bar
 UNDER_WAY = "build.json"
 # Of indexes of format 1, which may be replaced too.
 OLD_NAMES = {"vectors.faiss", "bm25", "tokens"}
+# Passages from the beginning of a corpus that int8 is calibrated on some of.
+FIRST = 10_000
 
 
 def build(
@@ -43,11 +47,13 @@ def build(
     out: Path,
     vectors: KindChoice = "auto",
     storage: StorageChoice = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Index the passages of `dataset` for `bundle` into the folder `out`.
 
     vectors: "exact", "ivf" or "hnsw", or "auto": exact up to a million passages, then IVF. storage: "fp16" or "int8",
-    or "auto": half precision for exact search, bytes for the others.
+    or "auto": half precision for exact search, bytes for the others. precision: what the models compute in, here and
+    in all later use of the index; for "int8", a bundle that is not calibrated yet is so on texts of `dataset`.
 
     The corpus is read as it streams; in memory is one shard, and at the end the vectors. Until the index is complete
     it grows in a hidden folder beside `out` (`.NAME.partial`), where the same call goes on if it was interrupted; an
@@ -61,6 +67,9 @@ def build(
         pass
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
+    if precision == "int8" and not bundle.calibrated:
+        bundle.calibrate(*_texts(folder))
+    bundle = bundle.at(precision)
     questions = _questions(bundle.retriever, folder / "queries.jsonl")
     partial = place.with_name(f".{place.name}.partial")
     with explained(out), contextlib.ExitStack() as stack:
@@ -69,7 +78,7 @@ def build(
         partial.mkdir(parents=True, exist_ok=True)
         stack.enter_context(only_writer(partial, out))
         stack.callback(_remove_if_nothing_done, partial)
-        about = _about(place, bundle, corpus, vectors, storage)
+        about = _about(place, bundle, corpus, vectors, storage, precision)
         segment = _prepared(partial, about)
         if not (partial / PASSAGES).exists():
             with whole_file(partial / PASSAGES) as file:
@@ -88,7 +97,9 @@ def build(
         (place / UNDER_WAY).unlink()
 
 
-def _about(place: Path, bundle: Bundle, corpus: Path, vectors: KindChoice, storage: StorageChoice) -> dict[str, Any]:
+def _about(
+    place: Path, bundle: Bundle, corpus: Path, vectors: KindChoice, storage: StorageChoice, precision: Precision
+) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -96,6 +107,7 @@ def _about(place: Path, bundle: Bundle, corpus: Path, vectors: KindChoice, stora
         "bundle": {"path": _path_from(place, bundle.folder), "fingerprint": bundle.fingerprint},
         "vectors": vectors,
         "storage": storage,
+        "precision": precision,
         "versions": {
             "tandemqa": tandemqa.__version__,
             "faiss": version("faiss-cpu"),
@@ -106,7 +118,7 @@ def _about(place: Path, bundle: Bundle, corpus: Path, vectors: KindChoice, stora
 
 def _prepared(partial: Path, about: dict[str, Any]) -> str:
     """The name of the segment to write; what is there of a build of something else is removed."""
-    depends_on = [about[key] for key in ("format", "data", "vectors", "storage", "versions")]
+    depends_on = [about[key] for key in ("format", "data", "vectors", "storage", "precision", "versions")]
     depends_on += [about["bundle"]["fingerprint"], code_version("data", "encoders", "index")]
     key = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
     if (partial / UNDER_WAY).exists():
@@ -135,6 +147,15 @@ def _records(corpus: Path) -> Iterator[tuple[int, Record]]:
             yield number, record_of(corpus, number, record)
             progress.update(offset - progress.n)
         progress.update(size - progress.n)
+
+
+def _texts(folder: Path) -> tuple[list[str], list[str]]:
+    """Questions, if there are any, and passages to calibrate on."""
+    path = folder / "queries.jsonl"
+    questions = list(read_queries(path).values()) if path.exists() else []
+    corpus = folder / "corpus.jsonl"
+    records = itertools.islice(read_records(corpus), FIRST)
+    return questions, [record_of(corpus, number, record).passage.full for number, _, record in records]
 
 
 def _questions(retriever: DualEncoder, path: Path) -> npt.NDArray[np.float32] | None:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tandemqa.data.dataset import Dataset
+from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.bundle import Bundle, check_bundle
 from tandemqa.errors import TandemError
 from tandemqa.files import read_json
@@ -45,7 +46,7 @@ class Index:
 
     It shows one generation, whatever a writer does meanwhile. A passage keeps its row until it is replaced or
     deleted; rows are not without gaps. `about` is the content of `index.json`: format, data and bundle fingerprints,
-    where the bundle lies (relative to the index), versions, how vectors are kept.
+    where the bundle lies (relative to the index), versions, how vectors are kept, the models' precision.
     """
 
     folder: Path
@@ -65,11 +66,12 @@ class Index:
         out: str | Path,
         vectors: KindChoice = "auto",
         storage: StorageChoice = "auto",
+        precision: Precision = "auto",
     ) -> "Index":
         """Index the passages of `dataset` for `bundle` into the folder `out`; see `build.build`."""
         from tandemqa.index.build import build
 
-        build(bundle, dataset, Path(out), vectors, storage)
+        build(bundle, dataset, Path(out), vectors, storage, precision)
         return cls.open(out)
 
     @classmethod
@@ -210,13 +212,14 @@ class Index:
     # The models
 
     def load_bundle(self, bundle: Bundle | str | Path | None = None) -> Bundle:
-        """The models of this index: `bundle` if given, else the one it was built with, where it was then.
+        """The models of this index, in its precision: `bundle` if given, else the one it was built with, where it was
+        then.
 
         A bundle that is not there, or whose weights are others, is a `TandemError`.
         """
         if isinstance(bundle, Bundle):
             self._check_model(bundle.folder, bundle.about)
-            return bundle
+            return bundle.at(self.precision)
         built_with = self.folder.resolve() / self.about["bundle"]["path"]
         if bundle is None and not built_with.exists():
             raise TandemError(
@@ -225,7 +228,13 @@ class Index:
             )
         folder, about = check_bundle(os.path.normpath(built_with) if bundle is None else bundle)
         self._check_model(folder, about)
-        return Bundle.load(folder)
+        return Bundle.load(folder).at(self.precision)
+
+    @property
+    def precision(self) -> Precision:
+        """What the models compute in whose vectors these are."""
+        precision: Precision = self.about.get("precision", "auto")
+        return precision
 
     def _check_model(self, folder: Path, about: dict[str, Any]) -> None:
         built_with = self.about["bundle"]["fingerprint"]

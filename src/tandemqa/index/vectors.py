@@ -32,6 +32,7 @@ class VectorCache:
             config.passage_length,
             tokenizer_fingerprint(retriever.tokenizer),
             has_bfloat16(device_of(retriever)),
+            *_precision(retriever),
             code_version("data/dataset.py", "data/tokens.py", "encoders", "index/vectors.py"),
         )
         text = f"{retriever.fingerprint()} {settings} {corpus_fingerprint}"
@@ -50,6 +51,13 @@ class VectorCache:
 
     def _path(self, start: int) -> Path:
         return self.folder / f"{start:09}.npy"
+
+
+def _precision(retriever: DualEncoder) -> list[str]:
+    """What tells the retriever's precision from others; nothing for the usual one."""
+    ranges = retriever.ranges.get("passage") if retriever.precision == "int8" else None
+    measured = b"".join(values.numpy().tobytes() for values in ranges.values()) if ranges else b""
+    return [] if retriever.precision == "auto" else [retriever.precision, hashlib.sha256(measured).hexdigest()]
 
 
 def passage_index(retriever: DualEncoder, dataset: Dataset) -> DenseIndex:

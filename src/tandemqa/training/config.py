@@ -4,8 +4,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tandemqa.encoders.backbone import Precision
-
 
 class TrainingConfig(BaseModel):
     """How lists become updates, in every training stage alike."""
@@ -30,7 +28,7 @@ class TrainingConfig(BaseModel):
     clip: Literal["global", "per_model"] = Field(
         "global", description="Whether the limit holds for both models together (paper) or for each."
     )
-    precision: Precision = Field(
+    precision: Literal["auto", "fp32"] = Field(
         "auto", description='"auto": bfloat16 products where the processor has them, weights and losses in float32.'
     )
     grad_keep: float = Field(

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tandemqa.encoders import threads
 from tandemqa.encoders.backbone import WordTable
 from tandemqa.encoders.inputs import TokenBatch
-from tandemqa.training import workers
 from tandemqa.training.batch import ListBatch, kept_rows
 from tandemqa.training.joint import JointModel, Outputs, Task
 
@@ -50,7 +50,7 @@ class Passes:
         self.twice = twice
         self.tasks = model.tasks(batch)
         pieces = [piece for name, task in self.tasks.items() for piece in _pieces(name, task, task.parts)]
-        self.computed = workers.in_threads(self._compute, self._shares(pieces))
+        self.computed = threads.in_threads(self._compute, self._shares(pieces))
         outputs = {}
         for name, task in self.tasks.items():
             done = [one for share in self.computed for one in share if one.piece.name == name]
@@ -79,7 +79,7 @@ class Passes:
             ]
             work = [[Computed(piece, torch.empty(0), after) for piece in share] for share in self._shares(pieces)]
         # The shares' gradients are added in their order, so that the same numbers of threads give the same sums.
-        for gradients in workers.in_threads(self._backward, work):
+        for gradients in threads.in_threads(self._backward, work):
             for parameter, gradient in gradients.items():
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         words = {id(done.piece.words): done.piece.words for share in work for done in share}
@@ -94,7 +94,7 @@ class Passes:
         """The pieces by threads. Dropout inside the encoders draws from one stream, in order, and a GPU is one."""
         alone = self.model.draws() or self.model.device.type != "cpu"
         costs = [piece.part.attention_mask.numel() for piece in pieces]
-        shared_out = workers.shares(costs, 1 if alone else workers.count())
+        shared_out = threads.shares(costs, 1 if alone else threads.count())
         return [[pieces[number] for number in share] for share in shared_out]
 
     def _compute(self, share: Sequence[Piece]) -> list[Computed]:

@@ -1,0 +1,201 @@
+"""Products in bytes are those of float64 on the same bytes; the encoder made of them is nearly the one in float32."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_packed import batch_of, bert
+from transformers import BertModel
+
+from tandemqa.data.dataset import load_dataset
+from tandemqa.encoders.backbone import for_inference, hidden_states
+from tandemqa.encoders.bundle import Bundle
+from tandemqa.encoders.calibration import RANGES
+from tandemqa.encoders.inputs import TokenBatch
+from tandemqa.encoders.packed import attend, packed
+from tandemqa.encoders.quantised import Int8Feedforward, SmoothedLinear, has_int8, measure_ranges
+from tandemqa.errors import TandemError
+from tandemqa.index.index import Index
+from tandemqa.search.searcher import Searcher
+
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor has no AVX512-VNNI")
+
+
+def activations(rows: int, size: int) -> torch.Tensor:
+    """Unequal channels, one of them far off."""
+    torch.manual_seed(2)
+    x = torch.randn(rows, size) * torch.linspace(0.1, 2, size) + torch.randn(size)
+    x[:, 3] = 20 + 8 * torch.rand(rows)
+    return x
+
+
+def range_of(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([x.amin(0), x.amax(0)])
+
+
+def by_hand(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, ranges: torch.Tensor) -> torch.Tensor:
+    """The product of quantised activations and weights in float64: SmoothQuant with alpha 0.8 on centred channels."""
+    x, weight, (low, high) = x.double(), weight.double(), ranges.double()
+    middle, half = (low + high) / 2, (high - low) / 2
+    factor = half**0.8 / weight.abs().amax(0) ** 0.2
+    step = factor * (half / factor).max() / 127
+    q = ((x - middle) / step).round().clamp(-128, 127)
+    smoothed = weight * step
+    scale = smoothed.abs().amax(1, keepdim=True) / 127
+    return q @ ((smoothed / scale).round() * scale).T + weight @ middle + bias.double()
+
+
+@needs_int8
+def test_a_product_is_that_of_its_bytes() -> None:
+    x, weight, bias = activations(40, 24), torch.randn(16, 24), torch.randn(16)
+    linear = SmoothedLinear(weight, bias, range_of(x))
+    found, expected = linear(x, torch.float32).double(), by_hand(x, weight, bias, range_of(x))
+    # A byte on the edge of two may fall to either side; nearly none does.
+    assert ((found - expected).abs() < 1e-4).double().mean() > 0.95
+    exact = x.double() @ weight.double().T + bias.double()
+    assert (found - exact).norm() < 0.02 * (exact - exact.mean(0)).norm()
+
+
+@needs_int8
+def test_what_lies_beyond_the_ranges_is_cut_off() -> None:
+    x, weight, bias = activations(40, 24), torch.randn(16, 24), torch.zeros(16)
+    ranges = range_of(x)
+    linear = SmoothedLinear(weight, bias, ranges)
+    beyond = linear.bytes_of(x * 1000)
+    assert set(beyond[:, 3].tolist()) == {255}
+    assert beyond.dtype == torch.uint8
+
+
+@needs_int8
+@pytest.mark.parametrize("variant", ["none", "tanh"])
+def test_neurons_that_reach_far_do_not_spoil_the_rest(variant: str) -> None:
+    torch.manual_seed(3)
+    widen, narrow = torch.nn.Linear(24, 192), torch.nn.Linear(192, 24)
+    x = torch.randn(400, 24)
+    with torch.no_grad():
+        widen.weight[5] *= 40  # reaches about 60, the others about 2
+        wide = torch.nn.functional.gelu(widen(x), approximate="tanh" if variant == "tanh" else "none")
+        exact = narrow(wide)
+        assert wide[:, 5].max() > 10 * wide[:, 6:].max()
+        feedforward = Int8Feedforward(widen, narrow, range_of(x), range_of(wide), variant)
+        error = (feedforward(x) - exact).square().mean().sqrt()
+        # The error of one step for all: rounding is uniform in a step, and each output sums 192 weights of the size
+        # 1 / sqrt(3 · 192), so the error is step / sqrt(12) / sqrt(3).
+        of_one_step = wide.max() / 255 / 6
+    assert error < of_one_step / 2
+
+
+def measured(model: BertModel, batch: TokenBatch) -> dict[str, torch.Tensor]:
+    return measure_ranges(model, [batch], hidden_states)
+
+
+def test_ranges_are_those_of_real_tokens() -> None:
+    model, batch = bert(), batch_of([9, 4, 6])
+    ranges = measured(model, batch)
+    assert ranges.keys() == {f"{n}.{name}" for n in range(3) for name in ("read", "gather", "widen", "narrow")}
+    states = model(
+        batch.input_ids, batch.attention_mask, batch.type_ids, output_hidden_states=True
+    ).hidden_states  # what each layer reads
+    real = batch.attention_mask == 1
+    for number in range(3):
+        torch.testing.assert_close(ranges[f"{number}.read"], range_of(states[number][real].detach()))
+    assert all(not layer._forward_pre_hooks for layer in model.modules())
+
+
+@needs_int8
+@torch.no_grad()
+def test_states_differ_by_rounding_to_bytes_alone() -> None:
+    model, batch = bert(), batch_of([9, 4, 6])
+    real = batch.attention_mask == 1
+    expected = hidden_states(model, batch)[real]
+    found = packed(model, torch.float32, measured(model, batch))(batch)[real]
+    # Each of three layers adds four roundings to about 1/127 of a range.
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99
+    assert (found - expected).abs().max() > 1e-4, "this was not computed in bytes"
+
+
+@needs_int8
+@torch.no_grad()
+def test_changed_weights_are_packed_anew() -> None:
+    model, batch = bert(), batch_of([9, 4])
+    ranges = measured(model, batch)
+    encoder = packed(model, torch.float32, ranges)
+    assert packed(model, torch.float32, ranges) is encoder
+    before = encoder(batch)
+    model.encoder.layer[2].output.LayerNorm.bias.add_(1.0)
+    after = packed(model, torch.float32, ranges)
+    assert after is not encoder
+    torch.testing.assert_close(after(batch)[0], before[0] + 1.0, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("far", [0.0, 300.0, -300.0])
+def test_attention_is_exact_whatever_the_scores(far: float) -> None:
+    torch.manual_seed(4)
+    query, key, value = torch.randn(3, 2, 5, 8)
+    query[..., 0], key[..., 0] = 1.0, far + torch.randn(2, 5)  # moves all scores of a row by about the same
+    scores = (query.double() @ key.double().mT) * np.log(2)
+    expected = (scores.softmax(-1) @ value.double()).reshape(10, 8)
+    found = attend(torch.cat([query, key, value], -1).reshape(10, 24), 2, 1, None)
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_what_int8_is_not_made_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TandemError, match="which this is not"):
+        for_inference(bert(hidden_act="relu"), "int8", {})
+    monkeypatch.setattr("tandemqa.encoders.backbone.has_int8", lambda: False)
+    with pytest.raises(TandemError, match="AVX512-VNNI"):
+        for_inference(bert(), "int8", {})
+
+
+@needs_int8
+def test_a_model_that_was_not_calibrated_is_refused(tiny_bundle: Path) -> None:
+    retriever = Bundle.load(tiny_bundle).retriever
+    with pytest.raises(TandemError, match="not calibrated"):
+        retriever.encode(retriever.tokenize(["owls"]), "query", precision="int8")
+
+
+@needs_int8
+def test_an_index_remembers_its_precision_and_the_bundle_its_ranges(
+    tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    index = Index.build(folder, tiny_dataset, tmp_path / "index", precision="int8")
+    assert (folder / RANGES).exists()
+    searcher = Searcher(index)
+    assert (searcher.bundle.retriever.precision, searcher.bundle.reranker.precision) == ("int8", "int8")
+    assert searcher.search("why do prices rise").hits
+    # The vectors of the index are those of the same bytes, and near those of float32.
+    texts = [passage.full for passage in load_dataset(tiny_dataset).passages]
+    retriever = Bundle.load(folder).retriever
+    ids = retriever.tokenize(texts)
+    stored = index.vectors_of(index.rows)
+    np.testing.assert_allclose(stored, retriever.encode(ids, "passage", precision="int8"), atol=1e-3)
+    exact = retriever.encode(ids, "passage", precision="fp32")
+    assert np.sum(stored * exact, axis=1).min() > 0.98
+    assert np.abs(stored - exact).max() > 2e-3
+    added = index.add([{"_id": "new", "title": "", "text": texts[0]}])
+    np.testing.assert_allclose(added.vectors_of(added.rows)[-1], stored[0], atol=1e-3)
+
+
+@needs_int8
+def test_calibrating_needs_no_questions_and_is_read_back(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    bundle = Bundle.load(folder)
+    bundle.calibrate([], ["Basalt is a dark rock.", "Whales breathe air and must come up."])
+    again = Bundle.load(folder)
+    assert not Bundle.load(tiny_bundle).calibrated
+    assert again.calibrated
+    pairs: Any = np.array([[0, 0], [1, 1]])
+    ids = bundle.reranker.tokenize(["a dark rock", "whales"])
+    np.testing.assert_array_equal(
+        again.reranker.score(ids, ids, pairs, precision="int8"),
+        bundle.reranker.score(ids, ids, pairs, precision="int8"),
+    )
+    (folder / RANGES).write_bytes(b"no such thing")
+    with pytest.raises(TandemError, match=f"{RANGES} is damaged"):
+        Bundle.load(folder)
