@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from tandemqa.data.tokens import TokenIds
-from tandemqa.encoders import layout
+from tandemqa.encoders import layout, threads
 from tandemqa.encoders.backbone import (
     BASE_MODEL,
     Pooling,
@@ -165,10 +165,15 @@ class CrossEncoder(nn.Module):
         states_of = for_inference(self.encoder, precision or self.precision, self.ranges)
         scores = np.empty(len(pairs), dtype=np.float32)
         progress = bar(show, len(pairs), "pair") if show else None
-        for rows in token_budget_batches(lengths, token_budget):
+
+        def read(rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Tensor]:
             framed = [self.frame(queries[int(q)], passages[int(p)]) for q, p in pairs[rows]]
             batch = self.format.pad([ids for ids, _ in framed], [start for _, start in framed]).to(device)
-            vectors = pool(states_of(batch), batch.attention_mask, self.config.pooling)
+            return rows, pool(states_of(batch), batch.attention_mask, self.config.pooling)
+
+        budget = threads.budget(int(lengths.sum()), int(lengths.max(initial=0)), token_budget)
+        batches = list(token_budget_batches(lengths, budget))
+        for rows, vectors in threads.without_gradient(read, batches, device):
             scores[rows] = self.scores(vectors).cpu().numpy()
             if progress:
                 progress.update(len(rows))

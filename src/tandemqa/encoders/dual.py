@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tandemqa.data.tokens import TokenIds
-from tandemqa.encoders import layout
+from tandemqa.encoders import layout, threads
 from tandemqa.encoders.backbone import (
     BASE_MODEL,
     Pooling,
@@ -211,9 +211,15 @@ class DualEncoder(nn.Module):
         lengths = np.minimum(lengths + special, self.limit(tower))
         states_of = for_inference(self.tower(tower), precision or self.precision, self.ranges.get(tower))
         progress = bar(show, len(texts), "text") if isinstance(show, str) else show
-        for rows in token_budget_batches(lengths, token_budget):
+
+        def read(rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Tensor, TokenBatch]:
             batch = self.format.pad([self.frame(texts[int(row)], tower) for row in rows]).to(device)
-            yield rows, states_of(batch), batch
+            return rows, states_of(batch), batch
+
+        budget = threads.budget(int(lengths.sum()), int(lengths.max(initial=0)), token_budget)
+        batches = list(token_budget_batches(lengths, budget))
+        for rows, states, batch in threads.without_gradient(read, batches, device):
+            yield rows, states, batch
             if progress is not None:
                 progress.update(len(rows))
         if progress is not None and isinstance(show, str):

@@ -1,18 +1,21 @@
-"""Threads that share the work of a step, each with a core of its own.
+"""Threads that share the work of an encoder, each with cores of its own.
 
 Encoders of this size keep one core busy, but not the threads that PyTorch gives to a single operation: they wait for
-each other hundreds of times a second. So every thread takes some of the parts of a step and computes them alone.
+each other hundreds of times a second. So every thread takes some of the batches and computes them alone.
 """
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
 import torch
 
-# Each thread holds a gradient of its own for the time of a step.
+# In training, each thread holds a gradient of its own for the time of a step.
 MOST = 4
+# Tokens that are worth a thread.
+LEAST = 512
 
 Share = TypeVar("Share")
 Result = TypeVar("Result")
@@ -44,7 +47,28 @@ def in_threads(do: Callable[[Share], Result], work: Sequence[Share]) -> list[Res
     return list(_pool(count(), torch.get_num_threads() // count()).map(do, work))
 
 
+def without_gradient(do: Callable[[Share], Result], work: Sequence[Share], device: torch.device) -> Iterator[Result]:
+    """`do` of each piece of work, in order, as many at once as there are threads; on a GPU one after the other."""
+    wide = count() if device.type == "cpu" else 1
+    for start in range(0, len(work), wide):
+        yield from in_threads(torch.inference_mode()(do), work[start : start + wide])
+
+
+def budget(tokens: int, longest: int, most: int) -> int:
+    """The token budget of a batch, at most `most`, with which every thread gets some of so many tokens."""
+    # A tenth more, so that rows of unequal length leave no rest.
+    return min(most, max(LEAST, int(1.1 * tokens / count()) + longest))
+
+
 @cache
 def _pool(threads: int, cores: int) -> ThreadPoolExecutor:
     """Threads that compute on so many cores each."""
-    return ThreadPoolExecutor(threads, "step", initializer=torch.set_num_threads, initargs=(cores,))
+    own = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "encoder", initializer=torch.set_num_threads, initargs=(cores,))
+    started = threading.Barrier(threads + 1)
+    for _ in range(threads):
+        pool.submit(started.wait)
+    started.wait()
+    # What one thread sets, threads that start later begin with.
+    torch.set_num_threads(own)
+    return pool
