@@ -102,6 +102,31 @@ def test_part_by_part_gives_the_gradient_of_the_whole(
     assert torch.equal(after_whole, after_cut), "what follows draws the same random numbers"
 
 
+def test_where_not_all_is_read_again_dropout_falls_on_each_part_by_itself(tiny_model, texts, lists, monkeypatch):
+    model = JointModel(*pair(tiny_model, dropout=0.3)).train()
+    batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
+    drawn = []
+
+    def vectors(self, piece, compute=Passes._vectors):
+        drawn.append(torch.get_rng_state())
+        return compute(self, piece)
+
+    monkeypatch.setattr(Passes, "_vectors", vectors)
+    by_parts(model, batch, keep=0.9)
+    assert len(drawn) > 6
+    assert len({bytes(state.numpy()) for state in drawn}) == len(drawn)
+
+
+def test_an_error_in_a_thread_reaches_the_caller_and_the_next_step_works(tiny_model, texts, lists, three_threads):
+    model = JointModel(*pair(tiny_model)).train()
+    batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Passes, "_vectors", lambda self, piece: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Passes(model, batch, twice=False)
+    assert by_parts(model, batch)[1] > 0
+
+
 def test_threads_that_train_together_give_the_same_bits_each_time(tiny_model, texts, lists, three_threads):
     models = pair(tiny_model)
     results = []

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_packed import batch_of, bert
 from transformers import BertModel
 
 from tandemqa.data.dataset import load_dataset
+from tandemqa.encoders import backbone
 from tandemqa.encoders.backbone import for_inference, hidden_states
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.encoders.calibration import RANGES
@@ -179,6 +181,13 @@ def test_an_index_remembers_its_precision_and_the_bundle_its_ranges(
     assert np.abs(stored - exact).max() > 2e-3
     added = index.add([{"_id": "new", "title": "", "text": texts[0]}])
     np.testing.assert_allclose(added.vectors_of(added.rows)[-1], stored[0], atol=1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "has_int8", lambda: False)
+        with pytest.raises(TandemError, match=r"was built with int8\. This processor .* Or build it again"):
+            index.load_bundle()
+    Bundle.load(folder).calibrate([], texts[:3])
+    with pytest.raises(TandemError, match=r"before int8\.safetensors of .* was made anew; build it again"):
+        index.load_bundle()
 
 
 @needs_int8
@@ -188,6 +197,7 @@ def test_calibrating_needs_no_questions_and_is_read_back(tiny_bundle: Path, tmp_
     bundle = Bundle.load(folder)
     bundle.calibrate([], ["Basalt is a dark rock.", "Whales breathe air and must come up."])
     again = Bundle.load(folder)
+    assert again.at("int8").calibration == bundle.at("int8").calibration is not None
     assert not Bundle.load(tiny_bundle).calibrated
     assert again.calibrated
     pairs: Any = np.array([[0, 0], [1, 1]])
@@ -196,6 +206,9 @@ def test_calibrating_needs_no_questions_and_is_read_back(tiny_bundle: Path, tmp_
         again.reranker.score(ids, ids, pairs, precision="int8"),
         bundle.reranker.score(ids, ids, pairs, precision="int8"),
     )
+    save_file({"reranker.0.read": torch.zeros(2, 32)}, folder / RANGES)
+    with pytest.raises(TandemError, match=f"{RANGES} is damaged"):
+        Bundle.load(folder)
     (folder / RANGES).write_bytes(b"no such thing")
     with pytest.raises(TandemError, match=f"{RANGES} is damaged"):
         Bundle.load(folder)

@@ -192,13 +192,13 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def autocast(device: torch.device, enabled: bool = True) -> Any:
+def autocast(device: torch.device, enabled: bool = True, remember: bool = False) -> Any:
     """bfloat16 autocast where the processor computes in it, else a context that does nothing.
 
-    It keeps no converted weights, which threads that train together would share, history and all.
+    `remember`: keep converted weights while it lasts. Threads that train together would share them, history and all.
     """
     enabled = enabled and has_bfloat16(device)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=remember)
 
 
 def for_inference(
@@ -215,7 +215,7 @@ def for_inference(
         if ranges is None:
             raise TandemError(
                 "This model is not calibrated for int8: its bundle holds no int8.safetensors; "
-                "call Bundle.calibrate, or build the index again."
+                "build an index with --precision int8, or call Bundle.calibrate."
             )
         return packed(model, torch.bfloat16 if bfloat16 else torch.float32, ranges)
     if can_be_packed(model):

@@ -14,6 +14,7 @@ from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.encoders.layout import MANIFEST as MANIFEST
+from tandemqa.encoders.quantised import ranges_fingerprint
 from tandemqa.errors import TandemError
 from tandemqa.files import fingerprint, read_json, whole_folder, write_json
 
@@ -66,6 +67,11 @@ class Bundle:
     def calibrated(self) -> bool:
         """Whether both models can compute in int8."""
         return self.reranker.ranges is not None
+
+    @property
+    def calibration(self) -> str | None:
+        """What identifies the ranges of the retriever's passages where it computes in int8; else None."""
+        return ranges_fingerprint(self.retriever.ranges["passage"]) if self.retriever.precision == "int8" else None
 
     def calibrate(self, questions: Sequence[str], passages: Sequence[str]) -> None:
         """Measure what int8 needs to know of both models, on a few hundred texts of the kind that they will read, and

@@ -13,7 +13,7 @@ from tandemqa.encoders.backbone import check_int8, device_of, hidden_states
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder, Tower
 from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, token_budget_batches
-from tandemqa.encoders.quantised import Ranges, measure_ranges
+from tandemqa.encoders.quantised import PRODUCTS, Ranges, measure_ranges
 from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
 from tandemqa.progress import bar
@@ -81,14 +81,16 @@ def load_ranges(folder: Path, retriever: DualEncoder, reranker: CrossEncoder) ->
     """Give both models the ranges that lie in a bundle, if any do."""
     if not (folder / RANGES).exists():
         return
+    encoders = {tower: retriever.tower(tower) for tower in TOWERS} | {"reranker": reranker.encoder}
+    parts: dict[str, Ranges] = {}
     try:
         saved = load_file(folder / RANGES)
-    except SafetensorError as error:
+        for part, encoder in encoders.items():
+            layers = range(encoder.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+            names = [f"{layer}.{product}" for layer in layers for product in PRODUCTS]
+            parts[part] = {name: saved[f"{part}.{name}"] for name in names}
+    except (OSError, SafetensorError, KeyError) as error:
         raise TandemError(f"{folder / RANGES} is damaged; remove it, and it is measured again.") from error
-    parts: dict[str, Ranges] = {}
-    for name, values in saved.items():
-        part, own = name.split(".", 1)
-        parts.setdefault(part, {})[own] = values
     if retriever.query_tower is retriever.passage_tower:
         parts["passage"] = parts["query"]
     retriever.ranges = {tower: parts[tower] for tower in TOWERS}

@@ -171,7 +171,7 @@ class CrossEncoder(nn.Module):
             batch = self.format.pad([ids for ids, _ in framed], [start for _, start in framed]).to(device)
             return rows, pool(states_of(batch), batch.attention_mask, self.config.pooling)
 
-        budget = threads.budget(int(lengths.sum()), int(lengths.max(initial=0)), token_budget)
+        budget = threads.budget(int(lengths.sum()), int(lengths.max(initial=0)), token_budget, device)
         batches = list(token_budget_batches(lengths, budget))
         for rows, vectors in threads.without_gradient(read, batches, device):
             scores[rows] = self.scores(vectors).cpu().numpy()

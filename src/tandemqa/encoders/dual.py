@@ -216,7 +216,7 @@ class DualEncoder(nn.Module):
             batch = self.format.pad([self.frame(texts[int(row)], tower) for row in rows]).to(device)
             return rows, states_of(batch), batch
 
-        budget = threads.budget(int(lengths.sum()), int(lengths.max(initial=0)), token_budget)
+        budget = threads.budget(int(lengths.sum()), int(lengths.max(initial=0)), token_budget, device)
         batches = list(token_budget_batches(lengths, budget))
         for rows, states, batch in threads.without_gradient(read, batches, device):
             yield rows, states, batch

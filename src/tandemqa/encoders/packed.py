@@ -33,7 +33,7 @@ class PackedLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous())
-        self.bias = bias.to(dtype)
+        self.bias = bias.detach().to(dtype, copy=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
@@ -121,7 +121,7 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class PackedEncoder:
-    """An encoder's weights as they were when it was packed; what it computes has no gradient."""
+    """An encoder's weights as they were when it was packed, but for the embeddings, which it shares; no gradient."""
 
     def __init__(self, model: Any, dtype: torch.dtype, ranges: Ranges | None = None) -> None:
         """`dtype` is what it computes in; with `ranges`, attention alone does, and the other products are in int8."""
@@ -159,10 +159,12 @@ def packed(model: nn.Module, dtype: torch.dtype, ranges: Ranges | None = None) -
     """The model packed, anew only if its weights have changed since the last time."""
     parameters = [parameter.detach() for parameter in model.parameters()]
     # A fused optimiser does not count its changes as versions, but it changes every matrix everywhere.
-    values = torch.stack([parameter.view(-1)[-1] for parameter in parameters]).tolist()
+    values = torch.stack([parameter.reshape(-1)[-1] for parameter in parameters]).tolist()
+    # The packed encoder keeps its ranges, so that no others can have their number.
     state = dtype, id(ranges), values, [(parameter.data_ptr(), parameter._version) for parameter in parameters]
     known = _packed.get(model)
     if known is None or known[0] != state:
+        _packed.pop(model, None)  # not two at a time
         known = _packed[model] = state, PackedEncoder(model, dtype, ranges)
     return known[1]
 
@@ -188,4 +190,5 @@ def _linears(model: Any) -> Iterator[nn.Module]:
 
 
 def _norm(norm: nn.LayerNorm, dtype: torch.dtype) -> tuple[Any, Tensor, Tensor, float]:
-    return norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps
+    weight, bias = (values.detach().to(dtype, copy=True) for values in (norm.weight, norm.bias))
+    return norm.normalized_shape, weight, bias, norm.eps

@@ -6,6 +6,7 @@ et al., ICML 2023) and `middle_c` goes into the bias, so that the product needs 
 measured once, on texts like those to be encoded.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -86,13 +87,21 @@ class SmoothedLinear:
         return self.linear(self.bytes_of(x), dtype)
 
 
+def ranges_fingerprint(ranges: Ranges) -> str:
+    """Sixteen hexadecimal digits that identify measured ranges."""
+    digest = hashlib.sha256()
+    for name in sorted(ranges):
+        digest.update(name.encode() + ranges[name].numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 class Int8Feedforward:
     """`GELU(x W1' + b1) W2' + b2`; between the products are bytes with one step for all neurons.
 
     That step would be wasted on the few neurons that reach far. Of a neuron that reaches beyond `most`, GELU is cut
     off there, and what is above comes from a second one whose bias is lower by `most` (a third, ...), with the same
-    outgoing weights: for values well above it, GELU(x) = most + GELU(x - most). Nearer to it, that is off by at most
-    0.17.
+    outgoing weights: for values well above it, GELU(x) = most + GELU(x - most). Nearer to it, each added neuron is
+    off by at most 0.17.
     """
 
     def __init__(self, widen: nn.Linear, narrow: nn.Linear, reads: Tensor, wide: Tensor, variant: str) -> None:

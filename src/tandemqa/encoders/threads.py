@@ -44,7 +44,9 @@ def in_threads(do: Callable[[Share], Result], work: Sequence[Share]) -> list[Res
     """
     if len(work) < 2:
         return [do(share) for share in work]
-    return list(_pool(count(), torch.get_num_threads() // count()).map(do, work))
+    with _starting:
+        pool = _pool(len(work), torch.get_num_threads() // len(work))
+    return list(pool.map(do, work))
 
 
 def without_gradient(do: Callable[[Share], Result], work: Sequence[Share], device: torch.device) -> Iterator[Result]:
@@ -54,10 +56,15 @@ def without_gradient(do: Callable[[Share], Result], work: Sequence[Share], devic
         yield from in_threads(torch.inference_mode()(do), work[start : start + wide])
 
 
-def budget(tokens: int, longest: int, most: int) -> int:
+def budget(tokens: int, longest: int, most: int, device: torch.device) -> int:
     """The token budget of a batch, at most `most`, with which every thread gets some of so many tokens."""
+    if device.type != "cpu":
+        return most
     # A tenth more, so that rows of unequal length leave no rest.
     return min(most, max(LEAST, int(1.1 * tokens / count()) + longest))
+
+
+_starting = threading.Lock()
 
 
 @cache

@@ -45,15 +45,13 @@ def evaluate(
     "Before" is left out where the model that the training started from cannot be loaded any more. Where the final
     ranking blends in the retriever's score, "re-ranker alone" is what it would be without. `run_dir` receives a TREC
     run file a stage, and the judgements as `qrels.txt`, so that any tool that reads TREC files can check the figures.
-    `precision` is what the trained models compute in; for "int8", a bundle that is not calibrated yet is so on texts
-    of this dataset.
+    `precision` is what the trained models compute in; for "int8" the bundle must be calibrated, as it is when an
+    index is built so.
     """
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
-    if precision == "int8" and not bundle.calibrated:
-        bundle.calibrate(list(dataset.queries.values()), [passage.full for passage in dataset.passages])
     bundle = bundle.at(precision)
     rankings, learnt = rank_stages(bundle, dataset, split, k), Learnt.of(bundle)
     if run_dir is not None:

@@ -105,6 +105,7 @@ def _about(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": {"fingerprint": fingerprint(corpus)},
         "bundle": {"path": _path_from(place, bundle.folder), "fingerprint": bundle.fingerprint},
+        "calibration": bundle.calibration,
         "vectors": vectors,
         "storage": storage,
         "precision": precision,
@@ -118,7 +119,9 @@ def _about(
 
 def _prepared(partial: Path, about: dict[str, Any]) -> str:
     """The name of the segment to write; what is there of a build of something else is removed."""
-    depends_on = [about[key] for key in ("format", "data", "vectors", "storage", "precision", "versions")]
+    depends_on = [
+        about[key] for key in ("format", "data", "vectors", "storage", "precision", "calibration", "versions")
+    ]
     depends_on += [about["bundle"]["fingerprint"], code_version("data", "encoders", "index")]
     key = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
     if (partial / UNDER_WAY).exists():

@@ -219,7 +219,7 @@ class Index:
         """
         if isinstance(bundle, Bundle):
             self._check_model(bundle.folder, bundle.about)
-            return bundle.at(self.precision)
+            return self._in_its_precision(bundle)
         built_with = self.folder.resolve() / self.about["bundle"]["path"]
         if bundle is None and not built_with.exists():
             raise TandemError(
@@ -228,7 +228,19 @@ class Index:
             )
         folder, about = check_bundle(os.path.normpath(built_with) if bundle is None else bundle)
         self._check_model(folder, about)
-        return Bundle.load(folder).at(self.precision)
+        return self._in_its_precision(Bundle.load(folder))
+
+    def _in_its_precision(self, bundle: Bundle) -> Bundle:
+        anew = f"build it again: tandemqa index {bundle.folder} DATA --out {self.folder}"
+        try:
+            bundle = bundle.at(self.precision)
+        except TandemError as error:
+            raise TandemError(f"The index {self.folder} was built with int8. {error} Or {anew}") from error
+        if bundle.calibrated and bundle.calibration != self.about.get("calibration"):
+            raise TandemError(
+                f"The index {self.folder} was built before int8.safetensors of {bundle.folder} was made anew; {anew}"
+            )
+        return bundle
 
     @property
     def precision(self) -> Precision:

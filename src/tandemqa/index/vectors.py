@@ -11,6 +11,7 @@ from tandemqa.data.dataset import Dataset
 from tandemqa.data.tokens import passage_tokens, tokenizer_fingerprint
 from tandemqa.encoders.backbone import device_of, has_bfloat16
 from tandemqa.encoders.dual import DualEncoder
+from tandemqa.encoders.quantised import ranges_fingerprint
 from tandemqa.files import cache_folder, save_array
 from tandemqa.index.dense import DenseIndex, check_finite
 from tandemqa.index.segment import SHARD
@@ -55,9 +56,9 @@ class VectorCache:
 
 def _precision(retriever: DualEncoder) -> list[str]:
     """What tells the retriever's precision from others; nothing for the usual one."""
-    ranges = retriever.ranges.get("passage") if retriever.precision == "int8" else None
-    measured = b"".join(values.numpy().tobytes() for values in ranges.values()) if ranges else b""
-    return [] if retriever.precision == "auto" else [retriever.precision, hashlib.sha256(measured).hexdigest()]
+    if retriever.precision == "int8":
+        return ["int8", ranges_fingerprint(retriever.ranges["passage"])]
+    return [] if retriever.precision == "auto" else [retriever.precision]
 
 
 def passage_index(retriever: DualEncoder, dataset: Dataset) -> DenseIndex:

@@ -134,9 +134,9 @@ class JointModel(nn.Module):
     def device(self) -> torch.device:
         return device_of(self)
 
-    def autocast(self) -> Any:
+    def autocast(self, remember: bool = False) -> Any:
         """bfloat16 where the precision says so and the processor computes in it."""
-        return autocast(self.device, self.precision == "auto")
+        return autocast(self.device, self.precision == "auto", remember)
 
     def forward(self, batch: ListBatch) -> tuple[Tensor, Tensor]:
         """Score matrices of the retriever and the re-ranker, float32 of shape (B, n) each, 0 at padding.
@@ -148,7 +148,7 @@ class JointModel(nn.Module):
     def outputs(self, batch: ListBatch) -> Outputs:
         """The encoders' vectors of a batch, with gradient where they learn."""
         outputs = {}
-        with self.autocast():
+        with self.autocast(remember=True):
             for name, task in self.tasks(batch).items():
                 with torch.set_grad_enabled(torch.is_grad_enabled() and bool(task.parameters)):
                     words = WordTable(task.encoder, [part for _, part in task.parts])
@@ -193,7 +193,7 @@ class JointModel(nn.Module):
         return retriever, reranker
 
     def draws(self) -> bool:
-        """Whether an encoder draws random numbers, for dropout."""
+        """Whether an encoder draws random numbers, for dropout (all of whose rates `load_backbone` sets alike)."""
         return any(
             encoder.training and any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in encoder.modules())
             for encoder in self._backbones()

@@ -1,10 +1,10 @@
-"""The gradient of a batch, part by part, on all cores, and for long lists in the memory of one part.
+"""The gradient of a batch, part by part, on several cores, and for long lists in the memory of a part for each.
 
 Both losses are functions of the encoders' vectors alone. So each part is computed by itself, the loss of all vectors
 tells how it depends on each of them, and each part carries that on into the weights by itself. In two passes a part
 is computed without gradient first and once more with gradient then (Gao et al., 2021, "Scaling deep contrastive
-learning batch size under memory limited setup"; here for pairs too), which takes the memory of one part, whatever the
-length of the lists. What hardly moves the loss need not be computed again.
+learning batch size under memory limited setup"; here for pairs too), which takes the memory of one part for each
+thread, whatever the length of the lists. What hardly moves the loss need not be computed again.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Computed(NamedTuple):
 
     piece: Piece
     vectors: Tensor
-    random: Tensor
+    random: Tensor | None
 
 
 class Passes:
@@ -48,6 +48,8 @@ class Passes:
     def __init__(self, model: JointModel, batch: ListBatch, twice: bool) -> None:
         self.model = model
         self.twice = twice
+        # Dropout inside the encoders draws from one stream, in order, and a GPU is one.
+        self.alone = model.draws() or model.device.type != "cpu"
         self.tasks = model.tasks(batch)
         pieces = [piece for name, task in self.tasks.items() for piece in _pieces(name, task, task.parts)]
         self.computed = threads.in_threads(self._compute, self._shares(pieces))
@@ -77,7 +79,7 @@ class Passes:
                 if (gradient := self._gradient(name)) is not None
                 for piece in _pieces(name, task, kept_rows(task.parts, _worth_keeping(gradient, keep).cpu()))
             ]
-            work = [[Computed(piece, torch.empty(0), after) for piece in share] for share in self._shares(pieces)]
+            work = [[Computed(piece, torch.empty(0), None) for piece in share] for share in self._shares(pieces)]
         # The shares' gradients are added in their order, so that the same numbers of threads give the same sums.
         for gradients in threads.in_threads(self._backward, work):
             for parameter, gradient in gradients.items():
@@ -91,19 +93,19 @@ class Passes:
         return sum(piece.part.attention_mask.numel() for piece in done)
 
     def _shares(self, pieces: list[Piece]) -> list[list[Piece]]:
-        """The pieces by threads. Dropout inside the encoders draws from one stream, in order, and a GPU is one."""
-        alone = self.model.draws() or self.model.device.type != "cpu"
+        """The pieces by threads."""
         costs = [piece.part.attention_mask.numel() for piece in pieces]
-        shared_out = threads.shares(costs, 1 if alone else threads.count())
+        shared_out = threads.shares(costs, 1 if self.alone else threads.count())
         return [[pieces[number] for number in share] for share in shared_out]
 
     def _compute(self, share: Sequence[Piece]) -> list[Computed]:
         """The first pass of a thread."""
         done = []
-        for piece in share:
-            random = _random_state(self.model.device)
-            with torch.set_grad_enabled(bool(piece.task.parameters) and not self.twice):
-                done.append(Computed(piece, self._vectors(piece), random))
+        with self.model.autocast(remember=self.alone):
+            for piece in share:
+                random = _random_state(self.model.device) if self.alone else None
+                with torch.set_grad_enabled(bool(piece.task.parameters) and not self.twice):
+                    done.append(Computed(piece, self._vectors(piece), random))
         return done
 
     def _backward(self, share: Sequence[Computed]) -> dict[Tensor, Tensor]:
@@ -114,9 +116,10 @@ class Passes:
             if gradient is None:
                 continue
             if self.twice:
-                if self.model.draws():
+                if random is not None:
                     _set_random_state(self.model.device, random)
-                vectors = self._vectors(piece)
+                with self.model.autocast():
+                    vectors = self._vectors(piece)
             leaves: list[Tensor] = [*piece.task.parameters]
             if piece.words.vectors.requires_grad:
                 leaves.append(piece.words.vectors)
@@ -124,13 +127,11 @@ class Passes:
             found = torch.autograd.grad(vectors, leaves, gradient[rows], allow_unused=True)
             for leaf, own in zip(leaves, found, strict=True):
                 if own is not None:
-                    total[leaf] = total[leaf].add_(own) if leaf in total else own
+                    total[leaf] = total[leaf].add_(own) if leaf in total else own.contiguous()
         return total
 
     def _vectors(self, piece: Piece) -> Tensor:
-        with self.model.autocast():
-            vectors: Tensor = piece.task.vectors(piece.part.to(self.model.device), piece.words)
-        return vectors
+        return piece.task.vectors(piece.part.to(self.model.device), piece.words)
 
     def _gradient(self, name: str) -> Tensor | None:
         gradient: Tensor | None = getattr(self.outputs, name).grad
