@@ -58,6 +58,11 @@ def run(options: argparse.Namespace) -> None:
             for number, job in enumerate(jobs, 1):
                 title = f"{name} {backbone} {job.name}"
                 print(f"{title}: {number} of {len(jobs)}", flush=True)
+                missing = [other for other in job.needs if not place.done(other)]
+                if missing:
+                    print(f"left out: it needs {', '.join(other.name for other in missing)}", flush=True)
+                    failed.append(title)
+                    continue
                 if subprocess.run(child(options, place.name, place.backbone, job)).returncode:
                     failed.append(title)
                 minutes = (time.monotonic() - started) / 60 / number

@@ -150,6 +150,12 @@ class Job(NamedTuple):
     def name(self) -> str:
         return f"{self.cell.name}-{self.seed}"
 
+    @property
+    def needs(self) -> "list[Job]":
+        """What must be there before."""
+        others = [CELLS[name] for name in needed(self.cell)]
+        return [Job(other, self.seed if other.seeded else 0) for other in others]
+
 
 def needed(cell: Cell) -> tuple[str, ...]:
     """The cells that must be there before this one."""
@@ -166,14 +172,14 @@ def queue(names: Collection[str], seeds: Sequence[int]) -> list[Job]:
     """What to run, in order: a seed after the other, main cells first, each behind those that it needs."""
     jobs: dict[Job, None] = {}
 
-    def add(cell: Cell, seed: int) -> None:
-        for name in needed(cell):
-            add(CELLS[name], seed)
-        jobs.setdefault(Job(cell, seed if cell.seeded else 0))
+    def add(job: Job) -> None:
+        for other in job.needs:
+            add(other)
+        jobs.setdefault(job)
 
     for seed in seeds:
         for cell in _main_first(names):
-            add(cell, seed)
+            add(Job(cell, seed if cell.seeded else 0))
     return list(jobs)
 
 

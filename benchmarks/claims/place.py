@@ -12,7 +12,7 @@ import torch
 from variants import write_part
 
 from claims import cells
-from claims.cells import CELLS, RECIPE, REFERENCE, SETS, SMOKE, STEPS, Cell, DataSet, Job
+from claims.cells import CELLS, RECIPE, REFERENCE, SETS, SMOKE, STEPS, Cell, DataSet, Job, needed
 from tandemqa import Dataset, load_dataset, load_recipe
 from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run
@@ -63,6 +63,7 @@ class Place:
             "questions": self.set.questions,
             "unlabelled": self.set.unlabelled,
             "dev": self.set.dev,
+            "after": {name: self.identity(CELLS[name]) for name in needed(cell)},
         }
 
     def steps(self, cell: Cell) -> int:
@@ -120,7 +121,7 @@ class Place:
     def candidates(self) -> Run:
         """The candidates on which every re-ranker of the set is measured: the untouched base retriever's top,
         whatever the backbone, and behind them the positives that it missed."""
-        path = self.work / "candidates" / f"{self.name}-{self.set.dev}.npy"
+        path = self.work / "candidates" / f"{self.name}-{self.set.dev}-top{cells.DEPTH}.npy"
         if not path.exists():
             base = DualEncoder.load(RetrieverConfig())
             index = passage_index(base, self.dataset)
