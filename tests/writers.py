@@ -6,6 +6,7 @@ would hang as soon as that had computed on several threads.
 
 import json
 import multiprocessing
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -32,8 +33,8 @@ def start_builder(bundle: Path, dataset: Path, out: Path) -> BaseProcess:
     return _start(_build, bundle, dataset, out)
 
 
-def _start(target: object, *arguments: object) -> BaseProcess:
-    process: BaseProcess = SERVER.Process(target=target, args=arguments)  # type: ignore[attr-defined]
+def _start(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    process = SERVER.Process(target=target, args=arguments)
     process.start()
     return process
 
