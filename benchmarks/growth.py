@@ -62,7 +62,6 @@ def measure(cell: dict[str, float], seconds: float) -> dict[str, float]:
     )
     optimizer = make_optimizer(objective.model, config)
     objective.model.train()
-    two_passes = cell["grad_keep"] < 1 or size * (2 * length + 14) > config.micro_tokens
     steps, started, read = -1, 0.0, 0
     while steps < 1 or time.perf_counter() - started < seconds:
         if steps == 0:
@@ -73,7 +72,7 @@ def measure(cell: dict[str, float], seconds: float) -> dict[str, float]:
         optimizer.step()
         steps += 1
         if steps > 0:
-            read += 3 * record["gradient_tokens"] + (record["padded_tokens"] if two_passes else 0)
+            read += 3 * record["gradient_tokens"] + record["tokens_again"]
     spent = time.perf_counter() - started
     hidden, inner = 384, 1536
     per_token = 2 * depth * (4 * hidden * hidden + 2 * hidden * inner + 2 * length * hidden)

@@ -11,7 +11,7 @@ import torch
 from tandemqa.errors import TandemError
 from tandemqa.lists.build import NO_PASSAGE
 from tandemqa.training import loop
-from tandemqa.training.batch import list_tokens, make_batch, split_rows
+from tandemqa.training.batch import list_tokens, make_batch, split_lists
 from tandemqa.training.config import TrainingConfig
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 from tandemqa.training.listwise import Listwise
@@ -70,12 +70,12 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(models, texts, lists, 
     for micro_tokens, budget in ((10**6, 4096), (1, 4096), (300, 64)):
         monkeypatch.setattr("tandemqa.training.batch.TOKEN_BUDGET", budget)
         model.zero_grad()
-        for part in split_rows(np.arange(10), tokens, micro_tokens):
-            batch = make_batch(lists, part, *sides)
+        for cut in split_lists(tokens, micro_tokens):
+            batch = make_batch(lists, np.arange(10)[cut], *sides)
             scores = model(batch)
             (joint_loss(loss_terms(*scores, batch.mask, ALL_TERMS), ALL_TERMS).sum() / 10).backward()
         results.append(gradients(model))
-    assert len(list(split_rows(np.arange(10), tokens, 1))) == 10
+    assert len(list(split_lists(tokens, 1))) == 10
     for other in results[1:]:
         for name, gradient in results[0].items():
             torch.testing.assert_close(gradient, other[name], atol=1e-6, rtol=1e-4)

@@ -116,18 +116,16 @@ def list_tokens(lists: TrainingLists, rows: npt.NDArray[np.int64], sides: Sides)
     return tokens
 
 
-def split_rows(
-    rows: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64], micro_tokens: int
-) -> Iterator[npt.NDArray[np.int64]]:
+def split_lists(tokens: npt.NDArray[np.int64], micro_tokens: int) -> Iterator[slice]:
     """Cut a step's lists, of so many `tokens` each, into parts of at most `micro_tokens` or of one list, in order."""
     start = used = 0
     for place, cost in enumerate(tokens.tolist()):
         if place > start and used + cost > micro_tokens:
-            yield rows[start:place]
+            yield slice(start, place)
             start, used = place, 0
         used += cost
-    if len(rows):
-        yield rows[start:]
+    if len(tokens):
+        yield slice(start, len(tokens))
 
 
 def kept_rows(parts: list[Part], kept: Tensor) -> list[Part]:

@@ -1,6 +1,6 @@
 """The retriever's contrastive warm-up: every passage of the batch is a negative of every other question.
 
-A batch of any size takes the memory of a small one, by two passes (see `passes`).
+A batch of any size takes the memory of a small one (see `passes`).
 
 With several processes each encodes its share of the texts, and all have the vectors of all: negatives cross devices
 (RocketQA, section 3.1), and the gradient is that of one process with the whole batch.
@@ -70,8 +70,7 @@ class Contrastive:
         batch = make_batch(self.lists, rows, (self.retriever, self.texts), None, self.micro_tokens)
         batch = batch.share(processes.rank(), processes.count())
         target, allowed = self._targets(rows)
-        fits = batch.tokens()[1] <= self.micro_tokens and self.grad_keep == 1
-        passes = Passes(self.model, batch, twice=not fits)
+        passes = Passes(self.model, batch, self.micro_tokens if self.grad_keep == 1 else 0)
         with torch.no_grad():
             processes.add_up(passes.outputs)
         outputs = passes.outputs

@@ -1,5 +1,7 @@
 """The objective of the joint training and of the re-ranker's warm-up: losses on the score matrices of lists."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -10,7 +12,7 @@ from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.lists.build import TrainingLists
-from tandemqa.training.batch import ListBatch, Sides, Texts, list_tokens, make_batch, split_rows
+from tandemqa.training.batch import ListBatch, Sides, Texts, list_tokens, make_batch, split_lists
 from tandemqa.training.joint import JointModel, LossConfig, Outputs, joint_loss, loss_terms
 from tandemqa.training.losses import rank_correlation
 from tandemqa.training.passes import Passes
@@ -54,27 +56,36 @@ class Listwise:
         """Add this process's part of the gradient of the mean loss over the lists at `rows`, and return its part of
         the mean of each term, and its tokens: the sums over the processes are those of all lists.
 
-        With both models there is also "rank_correlation", Spearman's between their scores of a list. Lists that do
-        not fit into `micro_tokens` go through the models in two passes, as all do where `grad_keep` is below 1:
-        "gradient_tokens" says how many tokens, padding included, were read with gradient. Every list of a step counts
-        the same, however the step is cut.
+        With both models there is also "rank_correlation", Spearman's between their scores of a list. "tokens_again":
+        what did not fit into `micro_tokens` beside the rest of its list and was read without gradient first, padding
+        included. "gradient_tokens": what was read with gradient, which is all but where `grad_keep` is below 1.
+        Every list of a step counts the same, however the step is cut.
         """
         own = rows[processes.rank() :: processes.count()]
         tokens = list_tokens(self.lists, own, self.sides)
-        two_passes = self.grad_keep < 1 or (len(own) > 0 and int(tokens.max()) > self.micro_tokens)
         record = dict.fromkeys(("loss", "kl", "reranker", "retriever"), 0.0)
         if None not in self.sides:
             record["rank_correlation"] = 0.0
-        record |= {"tokens": 0, "padded_tokens": 0, "gradient_tokens": 0}
-        for part in [own] if two_passes else split_rows(own, tokens, self.micro_tokens):
+        record |= {"tokens": 0, "padded_tokens": 0, "tokens_again": 0, "gradient_tokens": 0}
+        # What is worth a gradient is known only when the whole step has been read without.
+        cuts = split_lists(tokens, self.micro_tokens) if self.grad_keep == 1 else [slice(None)]
+        for cut in cuts:
+            part = own[cut]
             batch = make_batch(self.lists, part, *self.sides, self.micro_tokens)
             real, with_padding = batch.tokens()
             record["tokens"] += real
             record["padded_tokens"] += with_padding
-            passes = Passes(self.model, batch, twice=two_passes)
+            passes = Passes(self.model, batch, self._kept_tokens(int(tokens[cut].sum())))
             self._loss(passes.outputs, batch, part, len(rows), record).backward()  # type: ignore[no-untyped-call]
+            record["tokens_again"] += passes.tokens_again
             record["gradient_tokens"] += passes.backward(self.grad_keep)
         return record
+
+    def _kept_tokens(self, tokens: int) -> float:
+        """How many tokens of a part that holds about so many keep what the first pass computes."""
+        if self.grad_keep < 1:
+            return 0
+        return math.inf if tokens <= self.micro_tokens else self.micro_tokens
 
     def _loss(
         self, outputs: Outputs, batch: ListBatch, rows: npt.NDArray[np.int64], count: int, record: dict[str, float]

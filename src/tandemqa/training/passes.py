@@ -1,10 +1,11 @@
 """The gradient of a batch, part by part, on several cores, and for long lists in the memory of a part for each.
 
 Both losses are functions of the encoders' vectors alone. So each part is computed by itself, the loss of all vectors
-tells how it depends on each of them, and each part carries that on into the weights by itself. In two passes a part
-is computed without gradient first and once more with gradient then (Gao et al., 2021, "Scaling deep contrastive
-learning batch size under memory limited setup"; here for pairs too), which takes the memory of one part for each
-thread, whatever the length of the lists. What hardly moves the loss need not be computed again.
+tells how it depends on each of them, and each part carries that on into the weights by itself. Parts that fit into
+memory keep what they computed for that way back. The others are computed without gradient first and once more with
+gradient then (Gao et al., 2021, "Scaling deep contrastive learning batch size under memory limited setup"; here for
+pairs too), each in the memory that one before it has left. So memory does not grow with the length of the lists, and
+time not by leaps. What hardly moves the loss need not be computed again.
 """
 
 from collections.abc import Sequence
@@ -21,17 +22,30 @@ from tandemqa.training.joint import JointModel, Outputs, Task
 
 
 class Piece(NamedTuple):
-    """A part of a task, and the word vectors that all parts of the task look up."""
+    """A part of a task, and the word vectors that all parts of the task look up.
+
+    `again`: what led to its vectors is not kept, but computed a second time for the gradient.
+    """
 
     name: str
     task: Task
     rows: Tensor
     part: TokenBatch
     words: WordTable
+    again: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the part holds, with padding."""
+        return self.part.attention_mask.numel()
+
+    @property
+    def learns(self) -> bool:
+        return bool(self.task.parameters)
 
 
 class Computed(NamedTuple):
-    """A piece, its vectors (with their history if there is one pass), and the state of dropout before them."""
+    """A piece, its vectors (with their history unless it is computed again), and the state of dropout before them."""
 
     piece: Piece
     vectors: Tensor
@@ -41,17 +55,18 @@ class Computed(NamedTuple):
 class Passes:
     """One batch on its way through a model and back.
 
-    `outputs` are leaves without history: take a loss of them, call its `backward`, then this one's. `twice` computes
-    each part anew for its gradient instead of keeping what the first pass made.
+    `outputs` are leaves without history: take a loss of them, call its `backward`, then this one's. `kept_tokens`:
+    parts of so many tokens in all keep what the first pass computed; the others are computed anew for their gradient.
     """
 
-    def __init__(self, model: JointModel, batch: ListBatch, twice: bool) -> None:
+    def __init__(self, model: JointModel, batch: ListBatch, kept_tokens: float) -> None:
         self.model = model
-        self.twice = twice
         # Dropout inside the encoders draws from one stream, in order, and a GPU is one.
         self.alone = model.draws() or model.device.type != "cpu"
         self.tasks = model.tasks(batch)
         pieces = [piece for name, task in self.tasks.items() for piece in _pieces(name, task, task.parts)]
+        pieces = _with_kept(pieces, kept_tokens)
+        self.tokens_again = sum(piece.tokens for piece in pieces if piece.again)
         self.computed = threads.in_threads(self._compute, self._shares(pieces))
         outputs = {}
         for name, task in self.tasks.items():
@@ -66,9 +81,9 @@ class Passes:
     def backward(self, keep: float = 1.0) -> int:
         """Add the gradient of the weights; returns how many tokens were read with gradient, with padding.
 
-        keep 1 is exact, up to the order of sums: dropout falls as it did in the first pass. Below 1, which takes two
-        passes, those outputs of each encoder whose gradients are smallest are left out, as long as their norms add up
-        to at most 1 - keep of the sum of all of that encoder's; dropout then falls anew.
+        keep 1 is exact, up to the order of sums: dropout falls as it did in the first pass. Below 1, which wants no
+        tokens kept, those outputs of each encoder whose gradients are smallest are left out, as long as their norms
+        add up to at most 1 - keep of the sum of all of that encoder's; dropout then falls anew.
         """
         after = _random_state(self.model.device)
         work = self.computed
@@ -87,14 +102,16 @@ class Passes:
         words = {id(done.piece.words): done.piece.words for share in work for done in share}
         for table in words.values():
             table.backward()
-        if self.twice and keep == 1:
+        if keep == 1:
             _set_random_state(self.model.device, after)
-        done = (piece for share in work for piece, _, _ in share if self._gradient(piece.name) is not None)
-        return sum(piece.part.attention_mask.numel() for piece in done)
+        return sum(
+            done.piece.tokens for share in work for done in share if self._gradient(done.piece.name) is not None
+        )
 
     def _shares(self, pieces: list[Piece]) -> list[list[Piece]]:
         """The pieces by threads."""
-        costs = [piece.part.attention_mask.numel() for piece in pieces]
+        # A way back takes twice a way there.
+        costs = [piece.tokens * (1 + piece.learns * (2 + piece.again)) for piece in pieces]
         shared_out = threads.shares(costs, 1 if self.alone else threads.count())
         return [[pieces[number] for number in share] for share in shared_out]
 
@@ -104,18 +121,19 @@ class Passes:
         with self.model.autocast(remember=self.alone):
             for piece in share:
                 random = _random_state(self.model.device) if self.alone else None
-                with torch.set_grad_enabled(bool(piece.task.parameters) and not self.twice):
+                with torch.set_grad_enabled(piece.learns and not piece.again):
                     done.append(Computed(piece, self._vectors(piece), random))
         return done
 
     def _backward(self, share: Sequence[Computed]) -> dict[Tensor, Tensor]:
         """The way back of a thread: the gradients of its pieces, added up."""
         total: dict[Tensor, Tensor] = {}
-        for piece, vectors, random in share:
+        # The way back through what is kept frees it, and leaves its room to the others.
+        for piece, vectors, random in sorted(share, key=lambda done: done.piece.again):
             gradient = self._gradient(piece.name)
             if gradient is None:
                 continue
-            if self.twice:
+            if piece.again:
                 if random is not None:
                     _set_random_state(self.model.device, random)
                 with self.model.autocast():
@@ -142,6 +160,16 @@ def _pieces(name: str, task: Task, parts: Sequence[tuple[Tensor, TokenBatch]]) -
     with torch.set_grad_enabled(bool(task.parameters)):
         words = WordTable(task.encoder, [part for _, part in parts], cut=True)
     return [Piece(name, task, rows, part, words) for rows, part in parts]
+
+
+def _with_kept(pieces: list[Piece], room: float) -> list[Piece]:
+    """The pieces, marked: those that come first keep what they compute, as far as there is room for their tokens."""
+    marked = []
+    for piece in pieces:
+        if piece.learns:
+            room -= piece.tokens
+        marked.append(piece._replace(again=piece.learns and room < 0))
+    return marked
 
 
 def _worth_keeping(gradient: Tensor, keep: float) -> Tensor:
