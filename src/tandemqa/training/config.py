@@ -16,8 +16,8 @@ class TrainingConfig(BaseModel):
         8192,
         ge=1,
         description="Tokens in memory at once (about 2 GB for 6 layers of 384), in parts of 2048 at most; what "
-        "does not fit of a list is computed twice. Same gradient for any but for the rounding, and for dropout, which "
-        "falls otherwise.",
+        "does not fit of a list is computed twice. Same gradient for any but for the rounding, and for dropout, "
+        "which falls otherwise.",
     )
     retriever_rate: float = Field(5e-5, ge=0, description="Peak learning rate of the retriever.")
     reranker_rate: float = Field(1e-4, ge=0, description="Peak learning rate of the re-ranker's encoder.")
