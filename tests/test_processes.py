@@ -47,6 +47,7 @@ def settings(tiny_model: Path) -> list[str]:
         f"retriever.model={tiny_model}",
         f"reranker.model={tiny_model}",
         "retriever.towers=untied",
+        "reranker.lora_rank=2",
         "reranker.head_dropout=0",
         "warm_retriever.epochs=2",
         "warm_retriever.batch_lists=5",
