@@ -1,12 +1,13 @@
 """A training run killed with SIGKILL at random moments, again and again, against one that was left alone.
 
-    python benchmarks/kill.py [--kills 24] [--seed 0]
+    python benchmarks/kill.py [--kills 24] [--seed 0] [--dropout 0.1]
 
 The whole chain (both warm-ups, mining, scores, hybrid lists, pseudo-labels, a refresh, two rounds, evaluation) on the
 demo's passages, with an encoder of two narrow layers and random weights so that a run takes a minute. A run is killed
 until it has come to its end between two kills; then the next begins in a new folder. Checkpoints are written every
 second instead of every minute, so that kills find them half written. Each finished run must equal the undisturbed one
-in every byte of its weights, its lists, its run files and its metrics.
+in every byte of its weights, its lists, its run files and its metrics. Without dropout, the parts of a step are shared
+out to threads; with it, one thread draws all of it.
 """
 
 import argparse
@@ -31,8 +32,8 @@ from tandemqa.files import read_json
 
 RECIPE = """
 data: {questions: 250, unlabelled: 60}
-retriever: {passage_length: 48, dropout: 0.1}
-reranker: {pooling: mean, pair_length: 64, dropout: 0.1}
+retriever: {passage_length: 48, dropout: DROPOUT}
+reranker: {pooling: mean, pair_length: 64, dropout: DROPOUT}
 warm_retriever: {epochs: 2, batch_lists: 16, micro_tokens: 1024}
 mine: {depth: 20, source: fused}
 warm_lists: {size: 4, depth: 20}
@@ -56,12 +57,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--dropout", type=float, default=0.1, help="in the encoders")
     options = parser.parse_args()
     generator = np.random.default_rng(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         data, _ = write_datasets(work / "data")
-        recipe = write_recipe(work)
+        recipe = write_recipe(work, options.dropout)
         started = time.monotonic()
         if finish(data, work / "alone", recipe, None) is not None:
             raise SystemExit("The undisturbed run failed; see its messages above.")
@@ -82,7 +84,7 @@ def main() -> None:
         print(f"{found.total()} kills, {runs} runs, none differs; the kills fell into {dict(found)}")
 
 
-def write_recipe(work: Path) -> Path:
+def write_recipe(work: Path, dropout: float) -> Path:
     """An encoder with the base model's vocabulary and random weights, and the recipe that uses it."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(BASE_MODEL))
     torch.manual_seed(0)
@@ -90,7 +92,9 @@ def write_recipe(work: Path) -> Path:
     BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **shape)).save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
     recipe = work / "recipe.yaml"
-    models = RECIPE.replace("retriever: {p", f"retriever: {{model: {work / 'model'}, p")
+    models = RECIPE.replace("DROPOUT", str(dropout)).replace(
+        "retriever: {p", f"retriever: {{model: {work / 'model'}, p"
+    )
     recipe.write_text(models.replace("reranker: {p", f"reranker: {{model: {work / 'model'}, p"))
     return recipe
 
