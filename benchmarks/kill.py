@@ -5,9 +5,9 @@
 The whole chain (both warm-ups, mining, scores, hybrid lists, pseudo-labels, a refresh, two rounds, evaluation) on the
 demo's passages, with an encoder of two narrow layers and random weights so that a run takes a minute. A run is killed
 until it has come to its end between two kills; then the next begins in a new folder. Checkpoints are written every
-second instead of every minute, so that kills find them half written. Each finished run must equal the undisturbed one
-in every byte of its weights, its lists, its run files and its metrics. Without dropout, the parts of a step are shared
-out to threads; with it, one thread draws all of it.
+second instead of every minute, so that kills find them half written. Each finished run must equal the undisturbed
+one in every byte of its weights, its lists, its run files and its metrics. Without dropout, the parts of a step are
+shared out to threads; with it, one thread draws all of it.
 """
 
 import argparse
