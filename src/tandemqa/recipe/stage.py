@@ -18,7 +18,7 @@ from tandemqa.files import read_json, remove_partial, write_json
 State = Literal["complete", "unfinished", "changed", "new"]
 Progress = Literal["complete", "unfinished", "outdated", "to do"]
 
-# The package's folders whose code, besides the chain's, decides a stage's result; stages without their round.
+# The code that decides a stage's result, besides that of the stages themselves; stages without their round.
 _TRAINS = ("data", "encoders", "lists", "training")
 CODE = {
     "warm_retriever": (*_TRAINS, "index"),
@@ -41,7 +41,7 @@ class Stage:
     def __init__(self, folder: Path, depends_on: dict[str, Any]) -> None:
         self.folder = folder
         # As JSON gives it back, so that what was stored compares equal.
-        code = code_version("recipe/chain.py", *CODE[folder.name.partition("-")[0]])
+        code = code_version("recipe/stages.py", "recipe/materials.py", *CODE[folder.name.partition("-")[0]])
         self.depends_on: dict[str, Any] = json.loads(json.dumps({"code": code, **depends_on}))
         text = json.dumps(self.depends_on, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -10,11 +10,12 @@ from tandemqa.encoders.bundle import MANIFEST, Bundle, save_bundle
 from tandemqa.errors import TandemError
 from tandemqa.extras import needed
 from tandemqa.files import read_json, write_json
-from tandemqa.recipe.chain import EVALUATION, Chain
+from tandemqa.recipe.chain import Chain
 from tandemqa.recipe.config import Recipe, load_recipe
 from tandemqa.recipe.run import RUN
 from tandemqa.recipe.sample import SPLIT
 from tandemqa.recipe.stage import reading
+from tandemqa.recipe.stages import EVALUATION
 from tandemqa.training.log import summary_writer
 
 
@@ -44,14 +45,18 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
     chain = Chain(dataset, recipe, out / "stages")
     if processes.decided(_finished(chain, place)):
         return Bundle.load(place)
-    data = {"path": str(dataset.folder.resolve()), "fingerprint": dataset.fingerprint, "questions": len(chain.qrels)}
+    data = {
+        "path": str(dataset.folder.resolve()),
+        "fingerprint": dataset.fingerprint,
+        "questions": len(chain.materials.qrels),
+    }
     if processes.is_main():
         stages = [step.name for step in chain.steps]
         write_json(out / RUN, {"data": data, "recipe": recipe.model_dump(), "stages": stages})
     chain.run()
     about: dict[str, Any] = {
         "recipe": recipe.model_dump(),
-        "started_from": chain.started_from,
+        "started_from": chain.materials.started_from,
         "data": data,
         "stages": chain.keys,
     }
@@ -60,7 +65,7 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
         with reading(stage.folder):
             about |= read_json(stage.folder / EVALUATION)
     if processes.is_main():
-        save_bundle(place, chain.retriever, chain.reranker, about)
+        save_bundle(place, chain.materials.retriever, chain.materials.reranker, about)
     processes.wait()
     return Bundle.load(place)
 
@@ -77,4 +82,4 @@ def _finished(chain: Chain, place: Path) -> bool:
     if not (chain.complete and place.exists()):
         return False
     about = read_json(place / MANIFEST)
-    return bool(about.get("recipe") == chain.recipe.model_dump() and about.get("stages") == chain.keys)
+    return bool(about.get("recipe") == chain.materials.recipe.model_dump() and about.get("stages") == chain.keys)

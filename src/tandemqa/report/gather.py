@@ -23,10 +23,10 @@ from tandemqa.evaluation.significance import ROUNDING
 from tandemqa.files import read_json
 from tandemqa.lists.build import Verdict
 from tandemqa.lists.confidence import Calibration
-from tandemqa.recipe.chain import EVALUATION
 from tandemqa.recipe.config import Recipe
 from tandemqa.recipe.run import Data, dataset_of, read_run
 from tandemqa.recipe.stage import Progress, leaves, reading, why_not_complete
+from tandemqa.recipe.stages import EVALUATION
 
 SUSPECTS = 20
 EXAMPLES = 5
