@@ -3,7 +3,8 @@
 A training stage finds its checkpoint in its folder, and leaves the weights of the models that it trained there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -25,10 +26,9 @@ from tandemqa.recipe.sample import HARD, RERANKED_BY, RETRIEVER, Sample, draw_sa
 from tandemqa.recipe.stage import reading
 from tandemqa.search.rank import retrieve
 from tandemqa.training.checkpoint import save_weights
-from tandemqa.training.config import TrainingConfig
 from tandemqa.training.contrastive import Contrastive
 from tandemqa.training.listwise import Listwise
-from tandemqa.training.loop import NotFiniteError, Objective, Refresh, fit
+from tandemqa.training.loop import NotFiniteError, Refresh, fit
 from tandemqa.training.validation import Validation
 
 EVALUATION = "evaluation.json"
@@ -52,7 +52,8 @@ def warm_retriever(materials: Materials, folder: Path, seed: int) -> None:
         config.precision,
         config.grad_keep,
     )
-    _train(materials, objective, config, seed, folder)
+    with _by_id(materials):
+        fit(objective, config, seed, folder, folder.name)
     _save_models(materials, folder, retriever=True)
 
 
@@ -95,7 +96,9 @@ def warm_reranker(materials: Materials, folder: Path, mined: Path, seed: int) ->
         folder / "lists.npz",
         lambda: build_lists(_load_run(mined), materials.qrels, row, materials.same_text, draw, seed).lists,
     )
-    _train(materials, materials.listwise(lists, materials.recipe.loss.reranker_alone(), config), config, seed, folder)
+    objective = materials.listwise(lists, materials.recipe.loss.reranker_alone(), config)
+    with _by_id(materials):
+        fit(objective, config, seed, folder, folder.name)
     _save_models(materials, folder, reranker=True)
 
 
@@ -131,7 +134,8 @@ def joint(materials: Materials, folder: Path, listed: Path, seed: int) -> None:
     if config.validate_steps is not None and config.epochs > 0:
         validation = _validation(materials, folder, config.validate_steps, seed)
     loss = materials.recipe.loss
-    _train(materials, materials.listwise(lists, loss, config), config, seed, folder, refresh, validation)
+    with _by_id(materials):
+        fit(materials.listwise(lists, loss, config), config, seed, folder, folder.name, refresh, validation)
     _save_models(materials, folder, retriever=loss.retriever_learns, reranker=loss.reranker_learns)
 
 
@@ -185,18 +189,11 @@ def _validation(materials: Materials, folder: Path, every_steps: int, seed: int)
     )
 
 
-def _train(
-    materials: Materials,
-    objective: Objective,
-    config: TrainingConfig,
-    seed: int,
-    folder: Path,
-    refresh: Refresh | None = None,
-    validation: Validation | None = None,
-) -> None:
-    """`fit`, but questions and passages are named by their ids."""
+@contextmanager
+def _by_id(materials: Materials) -> Iterator[None]:
+    """In this block, what is not finite in a training is a `TandemError` that names question and passages."""
     try:
-        fit(objective, config, seed, folder, folder.name, refresh, validation)
+        yield
     except NotFiniteError as error:
         passages = materials.dataset.passages.ids
         raise TandemError(

@@ -1,4 +1,4 @@
-"""The gradient of a batch, part by part, on several cores, and for long lists in the memory of a part for each.
+"""The gradient of a batch, part by part, on several cores, and for long lists in the memory of short ones.
 
 Both losses are functions of the encoders' vectors alone. So each part is computed by itself, the loss of all vectors
 tells how it depends on each of them, and each part carries that on into the weights by itself. Parts that fit into
