@@ -347,6 +347,24 @@ def test_evaluate_writes_a_trec_run_a_stage(tiny_bundle: Path, tiny_dataset: Pat
     )
 
 
+def test_tune_draws_the_front_and_search_uses_what_it_chose(
+    tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    run("index", bundle, tiny_dataset, "--out", tmp_path / "index")
+    options = ["--p95-ms", 10_000, "--index", tmp_path / "index", "--questions", 5]
+    told = run("tune", bundle, tiny_dataset, *options, "--plot", tmp_path / "front.svg")
+    assert told.exit_code == 0 and "MRR@10" in told.stdout and "  chosen" in told.stdout
+    assert f"tandemqa search {tmp_path / 'index'}" in told.stdout
+    assert (tmp_path / "front.svg").read_text().count("<svg") == 1
+    tuned = run_json("tune", bundle, tiny_dataset, *options, "--plot", tmp_path / "front.png")
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert run_json("inspect", bundle)["tuned"] == tuned["tuned"] and "tuned:" in run("inspect", bundle).stdout
+    depth = tuned["tuned"]["depth"]
+    hits = run_json("search", tmp_path / "index", "owls", "-k", 40)["hits"]
+    assert sum(hit["reranker_score"] is not None for hit in hits) == (40 if depth else 0)
+
+
 def test_inspect_tells_what_each_folder_holds(
     tiny_bundle: Path, tiny_dataset: Path, index: Path, tmp_path: Path
 ) -> None:
@@ -419,12 +437,15 @@ def test_what_is_something_else_is_one_line(
     [
         (["search", "INDEX", " "], "The question is empty"),
         (["search", "INDEX", "owls", "-k", "0"], "k is 0"),
-        (["search", "INDEX", "owls", "--depth", "0"], "depth is 0"),
+        (["search", "INDEX", "owls", "--depth", "-1"], "depth is -1"),
         (["search", "INDEX", "owls", "--mode", "sparse"], "'sparse' is not one of 'dense', 'bm25', 'hybrid'"),
         (["search", "INDEX", "owls", "--stopping", "2"], "stopping is 2.0"),
         (["search", "INDEX", "owls", "--stopping", "0.1"], "did not learn when to stop"),
         (["evaluate", "BUNDLE", "DATA", "--split", "nope"], "no split 'nope'; choose one of dev, test, train"),
         (["evaluate", "BUNDLE", "DATA", "-k", "0"], "k is 0"),
+        (["tune", "BUNDLE", "DATA", "--p95-ms", "0"], "p95_ms is 0.0"),
+        (["tune", "BUNDLE", "DATA", "--p95-ms", "80", "--split", "nope"], "no split 'nope'"),
+        (["tune", "BUNDLE", "DATA", "--p95-ms", "80", "--plot", "front.gif"], "end it with .svg or .png"),
         (["train", "DATA", "--out", "OUT", "--recipe", "slow"], "There is no recipe 'slow'"),
         (["train", "DATA", "--out", "OUT", "--set", "joint.epoch=2"], "the nearest is 'joint.epochs'"),
         (["train", "DATA", "--out", "OUT", "--set", "joint.epochs"], "write it as section.field=value"),

@@ -130,8 +130,8 @@ def test_a_question_that_is_no_text_is_an_error(searcher: Searcher) -> None:
         searcher.search("caf\udce9")  # what Python makes of a Latin-1 argument
 
 
-@pytest.mark.parametrize(("k", "depth", "message"), [(0, 50, "k is 0"), (-1, 50, "k is -1"), (5, 0, "depth is 0")])
-def test_numbers_below_one_are_errors(searcher: Searcher, k: int, depth: int, message: str) -> None:
+@pytest.mark.parametrize(("k", "depth", "message"), [(0, 50, "k is 0"), (-1, 50, "k is -1"), (5, -1, "depth is -1")])
+def test_numbers_too_small_are_errors(searcher: Searcher, k: int, depth: int, message: str) -> None:
     with pytest.raises(TandemError, match=message):
         searcher.search("owls", k, depth)
 

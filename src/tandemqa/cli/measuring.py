@@ -41,6 +41,68 @@ def evaluate(
 
 
 @app.command()
+def tune(
+    bundle: BundlePath,
+    data: DataPath,
+    p95_ms: Annotated[
+        float,
+        typer.Option(metavar="MS", help="Milliseconds within which 95 % of the questions must be answered."),
+    ],
+    index: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="INDEX",
+            help="An index to choose settings for, repeatable; indexes of DATA are made in the cache if not given.",
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="Questions to measure on: qrels/SPLIT.tsv.")] = "dev",
+    questions: Annotated[
+        int, typer.Option(metavar="N", help="Questions that quality is measured on, drawn from the split.")
+    ] = 200,
+    k: Annotated[int, typer.Option("-k", metavar="N", help="Passages shown of each question.")] = 5,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw quality against latency: .svg or .png; needs the extra `report`."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the settings of search: the best that are fast enough.
+
+    Measures quality (MRR@10, nDCG@10) and latency (from a question to its answers, one at a time) over how many
+    candidates are re-ranked, who finds them, when re-ranking stops early, and the structure and precision of the
+    index. Prints the settings that none beats in both. The best within the limit goes into BUNDLE: `search` then uses
+    it where it is not told otherwise. Of settings that rank equally well, within a standard error, the fastest is
+    taken. Measure on the machine that will search, with nothing else running.
+
+    \b
+    Examples:
+      tandemqa tune run data --p95-ms 80
+      tandemqa tune run data --p95-ms 200 --index my-index --plot front.svg
+    """
+    from tandemqa.evaluation.tuning import tune as run_tuning
+
+    if plot is not None:
+        from tandemqa.report.front import check_place
+
+        check_place(plot)
+    tuning = run_tuning(bundle, data, p95_ms, index or (), split, questions, k)
+    if plot is not None:
+        from tandemqa.report.front import draw_front
+
+        draw_front(tuning, plot)
+    if as_json:
+        print_json(tuning.as_json())
+        return
+    typer.echo(tuning.table())
+    typer.echo()
+    if index:
+        typer.echo(f"`tandemqa search {tuning.chosen.searcher.index.folder}` now uses what was chosen.")
+    else:
+        options = f"--vectors {tuning.tuned.vectors} --precision {tuning.tuned.precision}"
+        typer.echo(f"`tandemqa search` now uses what was chosen. Its index: tandemqa index {bundle} {data} {options}")
+
+
+@app.command()
 def compare(
     judgements: Annotated[
         Path,

@@ -175,18 +175,23 @@ def search(
     index: IndexPath,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
     k: Annotated[int, typer.Option("-k", metavar="N", help="Passages to show.")] = 5,
-    depth: Annotated[int, typer.Option(metavar="N", help="Candidates that the re-ranker reads; at least k.")] = 50,
+    depth: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Candidates that the re-ranker reads, at least k; 0 for none; usually 50."),
+    ] = None,
     mode: Annotated[
-        Literal["dense", "bm25", "hybrid"],
-        typer.Option(metavar="MODE", help="Who finds the candidates: dense (the retriever), bm25, or hybrid."),
-    ] = "dense",
+        Literal["dense", "bm25", "hybrid"] | None,
+        typer.Option(
+            metavar="MODE", help="Who finds the candidates: dense (the retriever, as usual), bm25, or hybrid."
+        ),
+    ] = None,
     stopping: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="X",
             help="From 0, which re-ranks all candidates, to 1: end re-ranking sooner, judged by the first hit only.",
         ),
-    ] = 0.0,
+    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(metavar="CONDITION", help="Only passages with lang=en, year>=2001, ...; repeatable, all hold."),
@@ -198,7 +203,8 @@ def search(
 
     The retriever (or BM25, or both) finds candidates, the re-ranker puts the best of them first; the sentence of each
     that answers best is in bold. A bundle that was measured on dev questions tells when no answer is good, and what a
-    stopping of 0.01, 0.02, ... loses (`tandemqa inspect BUNDLE`).
+    stopping of 0.01, 0.02, ... loses (`tandemqa inspect BUNDLE`). After `tandemqa tune`, depth, mode and stopping are
+    what it chose, where they are not given.
 
     \b
     Examples:

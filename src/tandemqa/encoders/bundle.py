@@ -79,6 +79,14 @@ class Bundle:
         calibration.calibrate(self.retriever, self.reranker, questions, passages)
         calibration.save_ranges(self.folder, self.retriever, self.reranker)
 
+    def remember(self, **parts: Any) -> None:
+        """Write what was learnt of the pair into its manifest, in the place of parts with the same names.
+
+        The fingerprint, by which an index knows its bundle, is that of the models, and stays.
+        """
+        self.about = read_json(self.folder / MANIFEST) | parts
+        write_json(self.folder / MANIFEST, self.about)
+
 
 def save_bundle(folder: Path, retriever: DualEncoder, reranker: CrossEncoder, about: dict[str, Any]) -> Bundle:
     """Write a bundle whole or not at all; `about` adds recipe, data and metrics to `tandem.json`."""

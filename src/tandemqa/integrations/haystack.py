@@ -23,9 +23,9 @@ class TandemRetriever:
         index: str,
         bundle: str | None = None,
         top_k: int = 5,
-        depth: int = 50,
-        mode: Mode = "dense",
-        stopping: float = 0.0,
+        depth: int | None = None,
+        mode: Mode | None = None,
+        stopping: float | None = None,
         where: Sequence[str] = (),
     ) -> None:
         """top_k: passages to find; depth: candidates that are re-ranked; bundle: where it is, if it has moved;

@@ -19,9 +19,9 @@ class TandemRetriever(BaseRetriever):
 
     searcher: Searcher
     k: int = Field(5, description="Passages to find.")
-    depth: int = Field(50, description="Candidates that are re-ranked.")
-    mode: Mode = "dense"
-    stopping: float = 0.0
+    depth: int | None = Field(None, description="Candidates that are re-ranked.")
+    mode: Mode | None = None
+    stopping: float | None = None
     where: Sequence[str] = Field((), description="Conditions that all passages fulfil, such as year>=2001.")
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:

@@ -17,9 +17,9 @@ class TandemRetriever(BaseRetriever):
         self,
         searcher: Searcher,
         k: int = 5,
-        depth: int = 50,
-        mode: Mode = "dense",
-        stopping: float = 0.0,
+        depth: int | None = None,
+        mode: Mode | None = None,
+        stopping: float | None = None,
         where: Sequence[str] = (),
     ) -> None:
         """k: passages to find; depth: candidates that are re-ranked; where: conditions such as year>=2001."""

@@ -4,8 +4,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.bundle import MANIFEST, Bundle
 from tandemqa.errors import TandemError
+from tandemqa.index.dense import Kind
+from tandemqa.search.candidates import Mode
 
 
 class _Part(BaseModel):
@@ -41,6 +44,31 @@ class Stopping(_Part):
     curve: list[StoppingPoint]
 
 
+class Setting(_Part):
+    """How to search where the caller does not say."""
+
+    depth: int = Field(50, ge=0, description="Candidates that the re-ranker reads; 0 leaves them as they were found.")
+    mode: Mode = "dense"
+    stopping: float = Field(0.0, ge=0, le=1)
+
+
+class Tuned(Setting):
+    """The setting that `tune` chose, and what it was measured at: one question at a time, end to end."""
+
+    vectors: Kind = Field(description="Structure of the index that it was measured over.")
+    precision: Precision = Field(description="What the models of that index compute in.")
+    passages: int
+    split: str
+    questions: int
+    mrr: float = Field(description="MRR@10.")
+    ndcg: float = Field(description="nDCG@10.")
+    limit_ms: float = Field(description="What p95_ms may be at most; all in milliseconds.")
+    p50_ms: float
+    p95_ms: float
+    k: int = Field(description="Hits asked for.")
+    threads: int
+
+
 class Learnt(_Part):
     """The settings of search that a bundle carries. Without dev questions, each at what needs no learning."""
 
@@ -50,6 +78,12 @@ class Learnt(_Part):
     )
     confidence: Confidence | None = None
     stopping: Stopping | None = None
+    tuned: Tuned | None = None
+
+    @property
+    def setting(self) -> Setting:
+        """How to search where the caller does not say."""
+        return self.tuned or Setting()
 
     @classmethod
     def of(cls, bundle: Bundle) -> "Learnt":

@@ -33,7 +33,8 @@ class Hit:
     """One passage found. `rank` and `retriever_rank`, its place before re-ranking, count from 1.
 
     `score` is what the hits are ranked by: the re-ranker's, plus the bundle's blend of the retriever's. Where
-    re-ranking stopped early, what was not read has no `reranker_score`, and a `score` that only keeps the order.
+    re-ranking stopped early, what was not read has no `reranker_score`, and a `score` that only keeps the order;
+    where nothing was to be re-ranked (depth 0), `score` is that of the first stage.
     `bm25_score` is there where BM25 was asked and found the passage. `answer` is the sentence that answers best:
     `text[answer_start:answer_end]`, empty if the passage has no text. `metadata` is what the passage carries besides.
     """
@@ -57,7 +58,8 @@ class Hit:
 class Answer(Sequence[Hit]):
     """The hits of one question, best first; a sequence of `Hit`.
 
-    confidence: the probability that the first hit answers the question; None if the bundle did not learn it on dev.
+    confidence: the probability that the first hit answers the question; None if the bundle did not learn it on dev,
+    or nothing was re-ranked.
     found: whether there is a hit, and no confidence below what was learnt to tell answers from none.
     seconds: what each stage took ("retrieve", "re-rank", "read", "highlight"); of questions asked together, each
     one's share.
@@ -95,9 +97,9 @@ class Searcher:
         self,
         question: str,
         k: int = 5,
-        depth: int = 50,
-        mode: Mode = "dense",
-        stopping: float = 0.0,
+        depth: int | None = None,
+        mode: Mode | None = None,
+        stopping: float | None = None,
         where: Sequence[str] = (),
     ) -> Answer:
         """The `k` passages that answer `question` best, of the first stage's top `depth`; see `search_many`."""
@@ -107,23 +109,28 @@ class Searcher:
         self,
         questions: Sequence[str],
         k: int = 5,
-        depth: int = 50,
-        mode: Mode = "dense",
-        stopping: float = 0.0,
+        depth: int | None = None,
+        mode: Mode | None = None,
+        stopping: float | None = None,
         where: Sequence[str] = (),
     ) -> list[Answer]:
         """Search for many questions at once, which is faster than one by one.
 
-        mode: who finds the candidates: the retriever ("dense"), "bm25", or both ("hybrid"). stopping: 0 re-ranks all
-        candidates; up to 1, re-ranking ends sooner and loses more. It is judged by the first hit only, so the hits
-        behind it lose more than that (`search.stopping`; the bundle's curve is that of the mode "dense"). At least
-        `k` candidates are found, whatever `depth`; both are cut at the size of the index.
-        A question that is empty or no Unicode text, and an option out of its range, is a `TandemError`.
+        depth: how many candidates the re-ranker reads, at least `k`; 0 leaves them as they were found. mode: who
+        finds them: the retriever ("dense"), "bm25", or both ("hybrid"). stopping: 0 re-ranks all candidates; up to
+        1, re-ranking ends sooner and loses more. It is judged by the first hit only, so the hits behind it lose more
+        than that (`search.stopping`; the bundle's curve is that of the mode "dense"). Where one of the three is None,
+        it is what `tune` chose for the bundle, else 50, "dense" and 0. `k` and `depth` are cut at the size of the
+        index. A question that is empty or no Unicode text, and an option out of its range, is a `TandemError`.
         """
+        usual = self.learnt.setting
+        depth = usual.depth if depth is None else depth
+        mode = usual.mode if mode is None else mode
+        stopping = usual.stopping if stopping is None else stopping
         if k < 1:
             raise TandemError(f"k is {k}; ask for at least 1 passage.")
-        if depth < 1:
-            raise TandemError(f"depth is {depth}; at least 1 candidate must be re-ranked.")
+        if depth < 0:
+            raise TandemError(f"depth is {depth}; re-rank some candidates, or none with 0.")
         if not 0 <= stopping <= 1:
             raise TandemError(f"stopping is {stopping}; it goes from 0, which reads all candidates, to 1.")
         if stopping > 0 and self.learnt.stopping is None:
@@ -142,9 +149,12 @@ class Searcher:
         queries = retriever.tokenize(questions)
         candidates = find(self.index, retriever, questions, queries, max(k, depth), mode, self.learnt.fusion, where)
         times.append(time.perf_counter())
-        by_similarity = Run(candidates.run.query_ids, candidates.run.rows, candidates.similarity)
-        scores = self._reranker_scores(questions, by_similarity, stopping)
-        best = blended(by_similarity, scores, self.learnt.blend).cut(k)
+        if depth == 0:
+            scores, best = np.full(candidates.run.rows.shape, -np.inf, dtype=np.float32), candidates.run.cut(k)
+        else:
+            by_similarity = Run(candidates.run.query_ids, candidates.run.rows, candidates.similarity)
+            scores = self._reranker_scores(questions, by_similarity, stopping)
+            best = blended(by_similarity, scores, self.learnt.blend).cut(k)
         times.append(time.perf_counter())
         hits = self._hits(candidates, scores, best)
         times.append(time.perf_counter())
@@ -155,7 +165,7 @@ class Searcher:
             for stage, start, end in zip(STAGES, times[:-1], times[1:], strict=True)
         }
         return [
-            Answer(question, tuple(found), *self._confidence(found), seconds)
+            Answer(question, tuple(found), *self._confidence(found, depth > 0), seconds)
             for question, found in zip(questions, hits, strict=True)
         ]
 
@@ -218,10 +228,10 @@ class Searcher:
             for found in hits
         ]
 
-    def _confidence(self, hits: Sequence[Hit]) -> tuple[float | None, bool]:
-        """How sure the first hit is, and whether that is enough."""
+    def _confidence(self, hits: Sequence[Hit], reranked: bool) -> tuple[float | None, bool]:
+        """How sure the first hit is, and whether that is enough; learnt of final scores, it knows no others."""
         learnt = self.learnt.confidence
-        if learnt is None:
+        if learnt is None or not reranked:
             return None, bool(hits)
         best = np.array([hits[0].score if hits else -np.inf])
         confidence = float(Calibration(learnt.slope, learnt.offset).confidence(best)[0])

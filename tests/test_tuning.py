@@ -1,0 +1,193 @@
+"""Settings of search on judged questions: what each ranks, what it costs, and which is chosen."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tandemqa.data.dataset import load_dataset
+from tandemqa.encoders import backbone
+from tandemqa.encoders.bundle import Bundle
+from tandemqa.errors import TandemError
+from tandemqa.evaluation import tuning
+from tandemqa.evaluation.tuning import Point, choose, tune
+from tandemqa.files import read_json
+from tandemqa.index.index import Index
+from tandemqa.search.learnt import Learnt, Setting
+from tandemqa.search.searcher import Searcher
+
+RULE = {"best": -1.0, "own": 0.0, "lead": 0.0, "ahead": 0.0, "read": 0.0, "offset": 0.0, "curve": []}
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 the score of a pair moves with the batch that it is in."""
+    monkeypatch.setattr(backbone, "has_bfloat16", lambda device: False)
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A pair that knows how to blend and when to stop, to be changed; nothing of it is in the cache."""
+    monkeypatch.setenv("TANDEMQA_CACHE", str(tmp_path / "cache"))
+    bundle = Bundle.load(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    bundle.remember(blend=2.0, stopping=RULE)
+    return bundle
+
+
+def reciprocal_rank(ids: list[str], relevant: set[str]) -> float:
+    return next((1 / rank for rank, name in enumerate(ids[:10], 1) if name in relevant), 0.0)
+
+
+def test_the_quality_of_a_setting_is_that_of_the_search_with_it(bundle: Bundle, tiny_dataset: Path) -> None:
+    dataset = load_dataset(tiny_dataset)
+    index = Index.build(bundle, dataset, bundle.folder.parent / "index")
+    tuned = tune(bundle, dataset, 1e6, [index.folder], split="train", questions=100)
+    judged = dataset.judged("train")
+    assert tuned.tuned.questions == len(judged)
+    settings = {(point.setting.mode, point.setting.depth) for point in tuned.points}
+    assert settings == {(mode, depth) for mode in ("dense", "hybrid") for depth in (0, 5, 10, 20)}
+    assert any(point.setting.stopping > 0 for point in tuned.points)
+    searcher = Searcher(index.folder)
+    for point in tuned.points:
+        setting = point.setting
+        if setting.depth == 5:
+            continue  # search shows no more than the five that it read
+        values = []
+        for query_id, grades in judged.items():
+            question = dataset.queries[query_id]
+            hits = searcher.search(question, 10, setting.depth, setting.mode, setting.stopping)
+            values.append(reciprocal_rank([hit.id for hit in hits], {name for name, grade in grades.items() if grade}))
+        assert point.mean("mrr@10") == pytest.approx(np.mean(values), abs=1e-6), setting
+        read = len([h for h in searcher.search(question, 40, max(setting.depth, 1), "dense") if h.reranker_score])
+        assert point.reads.max() <= max(setting.depth, 0) <= read
+
+
+def test_what_is_chosen_is_how_search_searches_until_it_is_told_otherwise(bundle: Bundle, tiny_dataset: Path) -> None:
+    before = read_json(bundle.folder / "tandem.json")
+    tuned = tune(bundle, tiny_dataset, 1e6, questions=10)
+    after = read_json(bundle.folder / "tandem.json")
+    assert after == before | {"tuned": tuned.tuned.model_dump()}
+    assert tuned.chosen in tuned.points and tuned.tuned.p95_ms <= 1e6
+    # The index that was built before the manifest was written still takes the bundle.
+    searcher = Searcher(tuned.chosen.searcher.index.folder)
+    assert searcher.learnt.tuned == tuned.tuned
+
+    def told(**chosen: Any) -> Searcher:
+        about = {**searcher.bundle.about, "tuned": tuned.tuned.model_dump() | chosen}
+        return Searcher(searcher.index, dataclasses.replace(searcher.bundle, about=about))
+
+    question = "how does bread rise"
+    usual = told(depth=7, mode="hybrid", stopping=1.0)
+    for given in ({}, {"depth": 20}, {"mode": "dense"}, {"stopping": 0.0}):
+        said = {"depth": 7, "mode": "hybrid", "stopping": 1.0} | given
+        assert usual.search(question, **given).hits == searcher.search(question, **said).hits  # type: ignore[arg-type]
+    untuned = told()
+    untuned.learnt = untuned.learnt.model_copy(update={"tuned": None})
+    assert untuned.search(question).hits == searcher.search(question, 5, 50, "dense", 0.0).hits
+
+
+def test_measured_again_nothing_is_read_again(bundle: Bundle, tiny_dataset: Path, monkeypatch: Any) -> None:
+    first = tune(bundle, tiny_dataset, 1e6, questions=5)
+    monkeypatch.setattr(tuning, "_measure", lambda points, *_: [point.seconds.append(1.0) for point in points])
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a pair was read, or a passage encoded")
+
+    monkeypatch.setattr("tandemqa.encoders.cross.CrossEncoder.score", fail)
+    monkeypatch.setattr("tandemqa.index.build.build", fail)
+    again = tune(bundle, tiny_dataset, 1e6, questions=5)
+    assert [p.mean("mrr@10") for p in again.points] == [p.mean("mrr@10") for p in first.points]
+
+
+def test_no_setting_fast_enough_is_an_error_and_nothing_is_written(bundle: Bundle, tiny_dataset: Path) -> None:
+    before = (bundle.folder / "tandem.json").read_bytes()
+    message = r"No setting .* within 0\.001 ms: the fastest, \w+ with depth \d+ over the exact index, takes [\d.]+ ms"
+    with pytest.raises(TandemError, match=message):
+        tune(bundle, tiny_dataset, 0.001, questions=5)
+    assert (bundle.folder / "tandem.json").read_bytes() == before
+    for limit in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(TandemError, match="p95_ms is"):
+            tune(bundle, tiny_dataset, limit)
+
+
+def point(mrr: list[float], milliseconds: float, depth: int = 0) -> Point:
+    values = {"mrr@10": np.array(mrr), "ndcg@10": np.array(mrr)}
+    seconds = [milliseconds / 1000] * 20
+    return Point(SimpleNamespace(), Setting(depth=depth), values, np.zeros(len(mrr)), seconds)  # type: ignore[arg-type]
+
+
+def test_the_best_within_the_limit_is_chosen_and_of_equals_the_fastest() -> None:
+    slow = point([1.0] * 10, 90)
+    best = point([1.0] * 8 + [0.5] * 2, 50)
+    # By 1/10 on each question: a difference without any doubt.
+    worse = point([0.9] * 8 + [0.4] * 2, 20)
+    # Better on five questions and worse on five, and 0.01 less in the mean: within chance.
+    alike = point([1.0] * 8 + [0.9, 0.0], 40)
+    assert choose([slow, best, worse], 80) is best
+    assert choose([slow, best, worse, alike], 80) is alike
+    assert choose([slow, best, worse, alike], 100) is slow
+    assert choose([slow, best, worse, alike], 30) is worse
+    with pytest.raises(TandemError, match=r"takes 20\.0 ms"):
+        choose([slow, best, worse, alike], 10)
+
+
+def test_slow_questions_count_and_not_the_mean() -> None:
+    uneven = Point(
+        SimpleNamespace(),  # type: ignore[arg-type]
+        Setting(),
+        {"mrr@10": np.ones(4)},
+        np.zeros(4, dtype=np.int64),
+        [0.01] * 90 + [0.2] * 10,
+    )
+    steady = point([0.5] * 4, 60)
+    assert uneven.milliseconds(50) == pytest.approx(10) and uneven.milliseconds(95) == pytest.approx(200)
+    assert choose([uneven, steady], 100) is steady
+
+
+def test_the_front_is_what_none_beats() -> None:
+    points = [point([0.5], 10), point([0.4], 20), point([0.7], 30), point([0.7], 25), point([0.6], 26)]
+    found = tuning.Tuning(points, points[0], SimpleNamespace())  # type: ignore[arg-type]
+    assert found.front == [points[0], points[3]]
+
+
+def test_a_setting_that_reads_more_and_ranks_worse_is_not_measured() -> None:
+    def reading(reads: int, mrr: float) -> Point:
+        return Point(SimpleNamespace(), Setting(), {"mrr@10": np.full(4, mrr)}, np.full(4, reads))  # type: ignore[arg-type]
+
+    few, more, better = reading(8, 0.5), reading(12, 0.5), reading(12, 0.6)
+    assert not tuning._pointless(few, [few, more, better])
+    assert tuning._pointless(more, [few, more, better])
+    assert not tuning._pointless(better, [few, more, better])
+
+
+def test_an_index_without_the_passages_judged_is_refused(bundle: Bundle, tiny_dataset: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "corpus.jsonl").write_text('{"_id": "x1", "title": "Owls", "text": "Owls fly."}\n')
+    index = Index.build(bundle, other, tmp_path / "index")
+    with pytest.raises(TandemError, match="holds no passage that is relevant"):
+        tune(bundle, tiny_dataset, 80, [index.folder])
+
+
+def test_nonsense_in_the_manifest_is_an_error(bundle: Bundle) -> None:
+    bundle.remember(tuned={"depth": -3})
+    with pytest.raises(TandemError, match=r"tandem\.json: tuned\.depth is not valid"):
+        Learnt.of(bundle)
+
+
+def test_depth_zero_leaves_the_candidates_as_they_were_found(bundle: Bundle, tiny_dataset: Path) -> None:
+    bundle.remember(confidence={"slope": 2.0, "offset": -1.0, "threshold": 0.4})
+    searcher = Searcher(Index.build(bundle, tiny_dataset, bundle.folder.parent / "index").folder)
+    for mode in ("dense", "hybrid", "bm25"):
+        answer = searcher.search("how does bread rise", 5, 0, mode)  # type: ignore[arg-type]
+        assert [hit.retriever_rank for hit in answer] == list(range(1, len(answer) + 1)) and len(answer) >= 2
+        assert all(hit.reranker_score is None and hit.answer for hit in answer)
+        scores = [hit.score for hit in answer]
+        assert scores == sorted(scores, reverse=True) and np.isfinite(scores).all()
+        assert answer.confidence is None and answer.found
+    dense = searcher.search("how does bread rise", 5, 0)
+    assert [hit.score for hit in dense] == [hit.retriever_score for hit in dense]
