@@ -207,7 +207,7 @@ def test_what_the_evaluation_learns_of_searching_is_in_the_bundle(finished, tiny
     bundle = Bundle.load(finished)
     learnt = Learnt.of(bundle)
     evaluated = read_json(finished / "stages" / "evaluate" / "evaluation.json")
-    assert learnt.model_dump() == {name: evaluated[name] for name in ("blend", "fusion", "confidence", "stopping", "tuned")}
+    assert learnt.model_dump() == {name: evaluated[name] for name in Learnt.model_fields}
     again = rank_stages(bundle, load_dataset(tiny_dataset), "dev", 10).report(learnt).stages
     for name, figures in bundle.about["metrics"]["stages"].items():
         assert again[name]["mrr@10"].mean == pytest.approx(figures["mrr@10"]["mean"], abs=0.01)

@@ -60,7 +60,9 @@ def test_the_quality_of_a_setting_is_that_of_the_search_with_it(bundle: Bundle, 
         for query_id, grades in judged.items():
             question = dataset.queries[query_id]
             hits = searcher.search(question, 10, setting.depth, setting.mode, setting.stopping)
-            values.append(reciprocal_rank([hit.id for hit in hits], {name for name, grade in grades.items() if grade}))
+            values.append(
+                reciprocal_rank([hit.id for hit in hits], {name for name, grade in grades.items() if grade})
+            )
         assert point.mean("mrr@10") == pytest.approx(np.mean(values), abs=1e-6), setting
         read = len([h for h in searcher.search(question, 40, max(setting.depth, 1), "dense") if h.reranker_score])
         assert point.reads.max() <= max(setting.depth, 0) <= read
