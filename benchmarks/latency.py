@@ -224,7 +224,7 @@ def table(rows: list[dict[str, Any]], count: int) -> str:
         "# Question to answer",
         "",
         f"{platform.machine()}, {os.cpu_count()} cores; {count} questions one after the other, 5 hits each, in ms.",
-        f"{latency[0]['tokens']:.0f} tokens a passage in the mean; the index's precision is {latency[0]['precision']}.",
+        f"{latency[0]['tokens']:.0f} tokens a passage in the mean; precision {latency[0]['precision']}.",
         "",
         "| passages | index | threads | depth | p50 | p99 | retrieve | re-rank | read | highlight |",
         "|---" * 10 + "|",
