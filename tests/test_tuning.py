@@ -116,10 +116,13 @@ def test_no_setting_fast_enough_is_an_error_and_nothing_is_written(bundle: Bundl
             tune(bundle, tiny_dataset, limit)
 
 
+EXACT: Any = SimpleNamespace(index=SimpleNamespace(segments=[SimpleNamespace(vectors=SimpleNamespace(kind="exact"))]))
+
+
 def point(mrr: list[float], milliseconds: float, depth: int = 0) -> Point:
     values = {"mrr@10": np.array(mrr), "ndcg@10": np.array(mrr)}
     seconds = [milliseconds / 1000] * 20
-    return Point(SimpleNamespace(), Setting(depth=depth), values, np.zeros(len(mrr)), seconds)  # type: ignore[arg-type]
+    return Point(EXACT, Setting(depth=depth), values, np.zeros(len(mrr), dtype=np.int64), seconds)
 
 
 def test_the_best_within_the_limit_is_chosen_and_of_equals_the_fastest() -> None:
@@ -127,7 +130,7 @@ def test_the_best_within_the_limit_is_chosen_and_of_equals_the_fastest() -> None
     best = point([1.0] * 8 + [0.5] * 2, 50)
     # By 1/10 on each question: a difference without any doubt.
     worse = point([0.9] * 8 + [0.4] * 2, 20)
-    # Better on five questions and worse on five, and 0.01 less in the mean: within chance.
+    # Better on one question, worse on another, and 0.01 less in the mean: within chance.
     alike = point([1.0] * 8 + [0.9, 0.0], 40)
     assert choose([slow, best, worse], 80) is best
     assert choose([slow, best, worse, alike], 80) is alike
@@ -139,7 +142,7 @@ def test_the_best_within_the_limit_is_chosen_and_of_equals_the_fastest() -> None
 
 def test_slow_questions_count_and_not_the_mean() -> None:
     uneven = Point(
-        SimpleNamespace(),  # type: ignore[arg-type]
+        EXACT,
         Setting(),
         {"mrr@10": np.ones(4)},
         np.zeros(4, dtype=np.int64),
@@ -158,7 +161,7 @@ def test_the_front_is_what_none_beats() -> None:
 
 def test_a_setting_that_reads_more_and_ranks_worse_is_not_measured() -> None:
     def reading(reads: int, mrr: float) -> Point:
-        return Point(SimpleNamespace(), Setting(), {"mrr@10": np.full(4, mrr)}, np.full(4, reads))  # type: ignore[arg-type]
+        return Point(EXACT, Setting(), {"mrr@10": np.full(4, mrr)}, np.full(4, reads))
 
     few, more, better = reading(8, 0.5), reading(12, 0.5), reading(12, 0.6)
     assert not tuning._pointless(few, [few, more, better])

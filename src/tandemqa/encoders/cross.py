@@ -29,7 +29,7 @@ from tandemqa.encoders.backbone import (
     weights_fingerprint,
 )
 from tandemqa.encoders.dense import Dense
-from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, token_budget_batches, tokenize
+from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, tokenize
 from tandemqa.encoders.quantised import Ranges
 from tandemqa.progress import bar
 
@@ -171,8 +171,7 @@ class CrossEncoder(nn.Module):
             batch = self.format.pad([ids for ids, _ in framed], [start for _, start in framed]).to(device)
             return rows, pool(states_of(batch), batch.attention_mask, self.config.pooling)
 
-        budget = threads.budget(int(lengths.sum()), int(lengths.max(initial=0)), token_budget, device)
-        batches = list(token_budget_batches(lengths, budget))
+        batches = threads.batches(lengths, token_budget, device)
         for rows, vectors in threads.without_gradient(read, batches, device):
             scores[rows] = self.scores(vectors).cpu().numpy()
             if progress:

@@ -30,7 +30,7 @@ from tandemqa.encoders.backbone import (
     weights_fingerprint,
 )
 from tandemqa.encoders.dense import Dense
-from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, prompt_ids, token_budget_batches, tokenize
+from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, prompt_ids, tokenize
 from tandemqa.encoders.quantised import Ranges
 from tandemqa.progress import bar
 
@@ -216,8 +216,7 @@ class DualEncoder(nn.Module):
             batch = self.format.pad([self.frame(texts[int(row)], tower) for row in rows]).to(device)
             return rows, states_of(batch), batch
 
-        budget = threads.budget(int(lengths.sum()), int(lengths.max(initial=0)), token_budget, device)
-        batches = list(token_budget_batches(lengths, budget))
+        batches = threads.batches(lengths, token_budget, device)
         for rows, states, batch in threads.without_gradient(read, batches, device):
             yield rows, states, batch
             if progress is not None:

@@ -4,18 +4,24 @@ Encoders of this size keep one core busy, but not the threads that PyTorch gives
 each other hundreds of times a second. So every thread takes some of the batches and computes them alone.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+from tandemqa.encoders.inputs import token_budget_batches
 
 # In training, each thread holds a gradient of its own for the time of a step.
 MOST = 4
-# Tokens that are worth a thread.
-LEAST = 512
+# Work of less than so many full batches a thread is cut evenly, in one of so many ways: in more rounds less is padding,
+# but each costs as much as some tokens.
+LITTLE, ROUNDS, OVERHEAD = 4, 3, 64
 
 Share = TypeVar("Share")
 Result = TypeVar("Result")
@@ -56,12 +62,47 @@ def without_gradient(do: Callable[[Share], Result], work: Sequence[Share], devic
         yield from in_threads(torch.inference_mode()(do), work[start : start + wide])
 
 
-def budget(tokens: int, longest: int, most: int, device: torch.device) -> int:
-    """The token budget of a batch, at most `most`, with which every thread gets some of so many tokens."""
-    if device.type != "cpu":
-        return most
-    # A tenth more, so that rows of unequal length leave no rest.
-    return min(most, max(LEAST, int(1.1 * tokens / count()) + longest))
+def batches(lengths: npt.NDArray[np.int64], most: int, device: torch.device) -> list[npt.NDArray[np.int64]]:
+    """Rows of these lengths in batches of about `most` tokens at the most: arrays of row numbers, longest rows first.
+
+    Little work, as that of a single question, is cut so that all threads have done their part at the same time.
+    """
+    wide = count() if device.type == "cpu" else 1
+    if wide == 1 or not 0 < lengths.sum() < LITTLE * wide * most:
+        return list(token_budget_batches(lengths, most))
+    order = np.argsort(-lengths, kind="stable")
+    falling = lengths[order].tolist()
+    least = math.ceil(sum(falling) / (wide * most))
+    cuts = [_even(falling, rounds * wide) for rounds in range(least, least + ROUNDS)]
+    best = min(cuts, key=lambda starts: _cost(falling, starts, wide))
+    return np.split(order, best[1:])
+
+
+def _even(lengths: Sequence[int], parts: int) -> list[int]:
+    """Where rows of falling lengths begin anew in at most so many parts, the largest of which, padding included, is
+    as small as can be."""
+    low, high = lengths[0], lengths[0] * len(lengths)
+    while low < high:
+        middle = (low + high) // 2
+        if len(_starts(lengths, middle)) <= parts:
+            high = middle
+        else:
+            low = middle + 1
+    return _starts(lengths, low)
+
+
+def _starts(lengths: Sequence[int], limit: int) -> list[int]:
+    starts = [0]
+    while (start := starts[-1] + max(1, limit // max(1, lengths[starts[-1]]))) < len(lengths):
+        starts.append(start)
+    return starts
+
+
+def _cost(lengths: Sequence[int], starts: Sequence[int], wide: int) -> int:
+    """Tokens that one thread computes if in each round it has the largest of `wide` parts."""
+    ends = [*starts[1:], len(lengths)]
+    costs = [lengths[start] * (end - start) for start, end in zip(starts, ends, strict=True)]
+    return sum(max(costs[first : first + wide]) + OVERHEAD for first in range(0, len(costs), wide))
 
 
 _starting = threading.Lock()
