@@ -19,7 +19,7 @@ from tandemqa.encoders.inputs import token_budget_batches
 
 # In training, each thread holds a gradient of its own for the time of a step.
 MOST = 4
-# Work of less than so many full batches a thread is cut evenly, in one of so many ways: in more rounds less is padding,
+# Work of less than so many full batches a thread is cut evenly, in one of so many ways: more rounds, less padding,
 # but each costs as much as some tokens.
 LITTLE, ROUNDS, OVERHEAD = 4, 3, 64
 
