@@ -12,6 +12,7 @@ import bm25s
 import numpy as np
 import pytest
 import Stemmer
+import torch
 
 from tandemqa.data.dataset import Passage
 from tandemqa.errors import TandemError
@@ -277,6 +278,28 @@ def test_dense_search_is_exact_over_half_precision(tmp_path: Path) -> None:
     assert rows.dtype == np.int32 and scores.dtype == np.float32
     np.testing.assert_allclose(scores, best, atol=1e-4)
     np.testing.assert_allclose(np.take_along_axis(products, rows.astype(np.int64), axis=1), best, atol=1e-4)
+
+
+def test_one_query_finds_in_threads_what_it_finds_in_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    vectors = random.integers(-3, 4, size=(300, 8)).astype(np.float32)  # with ties, exact in half precision
+    queries = random.integers(-3, 4, size=(20, 8)).astype(np.float32)
+    index = DenseIndex.build(vectors)
+    products = queries.astype(np.float64) @ vectors.astype(np.float64).T
+    monkeypatch.setattr("tandemqa.index.dense.WORTH_SHARING", 1)
+    torch.set_num_threads(3)
+    try:
+        for allowed in (None, random.random(300) < 0.5, np.arange(300) == 7, np.arange(300) > 297):
+            open_ones = products if allowed is None else np.where(allowed, products, -np.inf)
+            best = -np.sort(-open_ones, axis=1)[:, :10]
+            for number in range(len(queries)):
+                rows, scores = index.search(queries[number : number + 1], 10, allowed)
+                np.testing.assert_allclose(scores[0], best[number], rtol=1e-6)
+                present = rows[0] >= 0
+                assert len(set(rows[0][present].tolist())) == present.sum() == np.isfinite(best[number]).sum()
+                np.testing.assert_allclose(open_ones[number, rows[0][present]], best[number][present], rtol=1e-6)
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_dense_search_gives_no_more_than_there_is() -> None:

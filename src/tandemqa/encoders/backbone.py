@@ -208,7 +208,8 @@ def for_inference(
 
     `ranges` are those of its activations, which int8 needs.
     """
-    model.eval()
+    if model.training:
+        model.eval()
     bfloat16 = precision != "fp32" and has_bfloat16(device_of(model))
     if precision == "int8":
         check_int8(model)

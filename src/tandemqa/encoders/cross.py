@@ -152,7 +152,8 @@ class CrossEncoder(nn.Module):
 
         Pairs of many queries share a batch: they are cut by length alone. `precision` is as in `DualEncoder.encode`.
         """
-        self.eval()
+        if self.training:  # telling a hundred modules takes time that a single question notices
+            self.eval()
         device = device_of(self)
         special = len(self.format.pair_prefix) + len(self.format.pair_middle) + len(self.format.pair_suffix)
         query_lengths = np.fromiter(

@@ -204,7 +204,8 @@ class DualEncoder(nn.Module):
         precision: Precision | None,
     ) -> Iterator[tuple[npt.NDArray[np.int64], Tensor, TokenBatch]]:
         """The hidden states of the texts, a batch after the other: row numbers, states (N, L, d), the batch."""
-        self.eval()
+        if self.training:  # telling a hundred modules takes time that a single question notices
+            self.eval()
         device = device_of(self)
         lengths = np.fromiter((len(texts[row]) for row in range(len(texts))), dtype=np.int64, count=len(texts))
         special = len(self.format.prefix) + len(self.prompts[tower]) + len(self.format.suffix)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from tandemqa.encoders import threads
 from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
 
@@ -21,6 +23,8 @@ BLOCK = 1024
 NEIGHBOURS = 32
 # Vectors per list that the centroids of IVF are learnt from, and at least as many for the ranges of int8.
 SAMPLE_PER_LIST, SAMPLE = 64, 65_536
+# From so many vectors on, the exact search for one query is shared out to threads; FAISS shares out queries only.
+WORTH_SHARING = 50_000
 # Of the vectors, the share from which on looking at all of them is as fast as walking the graph.
 WALK_AT_MOST = 0.1
 
@@ -127,6 +131,8 @@ class DenseIndex:
             parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=breadth)
         else:
             index = faiss.downcast_index(index.storage) if self.kind == "hnsw" else index
+            if len(queries) == 1 and len(self) >= WORTH_SHARING:
+                return _search_in_threads(index, queries, k, selector)
             parameters = faiss.SearchParameters(sel=selector)
         scores, rows = index.search(queries, k, params=parameters)
         return rows, scores
@@ -150,6 +156,25 @@ class DenseIndex:
             return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0))
         except RuntimeError as error:
             raise TandemError(f"The vector index {path} is missing or damaged; build the index again.") from error
+
+
+def _search_in_threads(
+    index: faiss.Index, query: npt.NDArray[np.float32], k: int, selector: faiss.IDSelector | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The exact search for one query, float32 (1, d), each thread in a part of the rows."""
+    bounds = np.linspace(0, index.ntotal, threads.count() + 1).astype(int).tolist()
+
+    def search(part: tuple[int, int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        own = faiss.IDSelectorRange(*part)
+        both = own if selector is None else faiss.IDSelectorAnd(own, selector)
+        scores, rows = index.search(query, k, params=faiss.SearchParameters(sel=both))
+        return scores, rows
+
+    found = threads.in_threads(search, list(pairwise(bounds)))
+    scores, rows = (np.hstack(parts) for parts in zip(*found, strict=True))
+    # A part with too few rows is filled up with row -1 and the lowest score there is.
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
 def check_finite(vectors: npt.NDArray[np.floating], first: int = 0) -> None:
