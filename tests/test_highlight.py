@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CORPUS
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
 from tandemqa.data.dataset import Passage
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
-from tandemqa.search.highlight import MOST, best_sentences, sentence_scores
+from tandemqa.search.highlight import BEHIND, FEW, MOST, best_sentences, likely_sentences, sentence_scores
 from tandemqa.search.sentences import LONGEST, sentences
 
 
@@ -97,6 +98,51 @@ def test_a_sentence_that_says_the_question_is_the_answer(retriever: DualEncoder)
         "When more money chases the same goods, prices rise.",
         "Ants lay a trail of scent.",
     ]
+
+
+def test_the_likely_sentences_are_those_nearest_by_their_embeddings(
+    retriever: DualEncoder, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand, from the table of transformers' own model, in float64."""
+    table = AutoModel.from_pretrained(tiny_model).get_input_embeddings().weight.detach().numpy().astype(np.float64)
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    questions = retriever.tokenize(["why do prices rise", "what was Tokyo called before"])
+    own, texts, of = [0, 1, 0, 1], [], []
+    for passage in range(4):
+        for _, text, _ in CORPUS[10 * passage : 10 * passage + (10, 7, 1, 0)[passage]]:
+            texts.append(text)
+            of.append(passage)
+    texts[3] = "\u200b"  # no token
+    ids = retriever.tokenize(texts)
+    found = likely_sentences(retriever, questions, ids, np.array(of), own)
+    for passage, row in enumerate(own):
+        numbers = [number for number in range(len(of)) if of[number] == passage]
+        scores = {}
+        for number in numbers:
+            cosines = table[questions[row]] @ table[ids[number]].T
+            scores[number] = cosines.max(axis=1).mean() if len(ids[number]) else -1.0
+        best = sorted(numbers, key=lambda number: -scores[number])[:FEW]
+        assert [n for n in numbers if found[n]] == sorted(n for n in best if scores[n] >= scores[best[0]] - BEHIND)
+    assert 2 <= found.sum() < len(texts)
+
+
+def test_only_likely_sentences_are_read_and_one_alone_is_not(
+    retriever: DualEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["When prices rise, more money chases the same goods. Owls are quiet. Bees dance.", "Owls fly.", ""]
+    passages = [Passage(str(number), "", text) for number, text in enumerate(texts)]
+    read: list[int] = []
+
+    def scores(retriever: object, queries: object, texts: list[object], own: np.ndarray) -> np.ndarray:
+        read.append(len(texts))
+        return np.arange(len(texts), dtype=np.float32)  # the last is the best
+
+    monkeypatch.setattr("tandemqa.search.highlight.sentence_scores", scores)
+    queries = retriever.tokenize(["more money chases the same goods"])
+    for behind, expected, count in ((0.0, texts[0][:51], 0), (2.0, "Bees dance.", 3)):
+        monkeypatch.setattr("tandemqa.search.highlight.BEHIND", behind)
+        spans = best_sentences(retriever, queries, passages, [0, 0, 0])
+        assert texts[0][slice(*spans[0])] == expected and spans[1:] == [(0, 9), (0, 0)] and read[-1] == count
 
 
 def test_passages_without_text_have_an_empty_answer(retriever: DualEncoder) -> None:

@@ -195,6 +195,14 @@ class DualEncoder(nn.Module):
                 vectors[row] = state[before : length - after]
         return vectors
 
+    @torch.inference_mode()
+    def look_up(self, ids: Ids) -> npt.NDArray[np.float32]:
+        """The embedding of each token before any layer, scaled to unit length: float32 of shape (n, d)."""
+        table: nn.Module = self.passage_tower.get_input_embeddings()  # type: ignore[operator]
+        tokens = torch.from_numpy(ids.astype(np.int64)).to(device_of(self))
+        unit: npt.NDArray[np.float32] = nn.functional.normalize(table(tokens).float(), dim=-1).cpu().numpy()
+        return unit
+
     def _read(
         self,
         texts: TokenIds,

@@ -12,6 +12,8 @@ from tandemqa.search.sentences import sentences
 
 # Sentences looked at in one passage, so that a whole book as a passage does not take a minute.
 MOST = 100
+# Of these, so many are read at the most, and none whose words are less like the question's by more than this.
+FEW, BEHIND = 6, 0.15
 # Sentences whose token states are held at once, some hundred megabytes at the most.
 BLOCK = 1024
 
@@ -31,12 +33,48 @@ def best_sentences(
         for start, end in found
     ]
     counts = [len(found) for found in spans]
-    scores = sentence_scores(retriever, queries, retriever.tokenize(texts), np.repeat(own, counts))
+    of = np.repeat(np.arange(len(passages)), counts)
+    tokens = retriever.tokenize(texts)
+    likely = likely_sentences(retriever, queries, tokens, of, own)
+    scores = np.where(likely, np.float32(-1.0), np.float32(-np.inf))
+    # A sentence that is the only likely one of its passage needs no reading.
+    read = np.flatnonzero(likely & (np.bincount(of[likely], minlength=len(passages))[of] > 1))
+    scores[read] = sentence_scores(retriever, queries, [tokens[number] for number in read], np.array(own)[of[read]])
     ends = np.cumsum(counts)
     return [
         found[int(np.argmax(scores[end - len(found) : end]))] if found else (0, 0)
         for found, end in zip(spans, ends.tolist(), strict=True)
     ]
+
+
+def likely_sentences(
+    retriever: DualEncoder, queries: TokenIds, texts: TokenIds, of: NDArray[np.int64], own: Sequence[int]
+) -> NDArray[np.bool_]:
+    """Which texts may be the best of their passage, bool (N,), by the embeddings of their tokens, which cost no more
+    than looking them up.
+
+    of: the passage of each text, rising; own: the row of each passage's query. The embeddings are compared as the
+    token states are in `sentence_scores`. Nothing measurable is lost against reading all texts, at a third to a half
+    of the work: `benchmarks/results/answers.md`.
+    """
+    likely = np.zeros(len(texts), dtype=np.bool_)
+    query_tokens = {row: retriever.look_up(queries[row]) for row in set(own)}
+    for passage, row in enumerate(own):
+        numbers = np.flatnonzero(of == passage)
+        if len(numbers) < 2:
+            likely[numbers] = True
+            continue
+        found = [texts[number] for number in numbers.tolist()]
+        lengths = np.array([len(ids) for ids in found])
+        tokens = retriever.look_up(np.concatenate(found))
+        scores = np.full(len(numbers), -1.0)
+        some, query = np.flatnonzero(lengths), query_tokens[row]
+        if len(some) and len(query):
+            starts = (np.cumsum(lengths) - lengths)[some]
+            scores[some] = np.maximum.reduceat(query @ tokens.T, starts, axis=1).mean(axis=0)
+        best = np.argsort(-scores, kind="stable")[:FEW]
+        likely[numbers[best[scores[best] >= scores[best[0]] - BEHIND]]] = True
+    return likely
 
 
 def sentence_scores(
