@@ -98,8 +98,10 @@ def tune(
     if index:
         typer.echo(f"`tandemqa search {tuning.chosen.searcher.index.folder}` now uses what was chosen.")
     else:
-        options = f"--vectors {tuning.tuned.vectors} --precision {tuning.tuned.precision}"
-        typer.echo(f"`tandemqa search` now uses what was chosen. Its index: tandemqa index {bundle} {data} {options}")
+        kept = f"--vectors {tuning.tuned.vectors} --precision {tuning.tuned.precision}"
+        typer.echo(
+            f"`tandemqa search` now uses what was chosen, over: tandemqa index {bundle} {data} --out INDEX {kept}"
+        )
 
 
 @app.command()

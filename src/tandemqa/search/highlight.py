@@ -26,7 +26,7 @@ def best_sentences(
     queries: the retriever's token ids; own: the row of each passage's query. A sentence is read behind the title of
     its passage; of equal ones the first is taken. A passage without text has the span (0, 0).
     """
-    spans = [sentences(passage.text)[:MOST] for passage in passages]
+    spans = [_distinct(passage.text, sentences(passage.text)[:MOST]) for passage in passages]
     texts = [
         f"{passage.title} {passage.text[start:end]}".strip()
         for passage, found in zip(passages, spans, strict=True)
@@ -45,6 +45,14 @@ def best_sentences(
         found[int(np.argmax(scores[end - len(found) : end]))] if found else (0, 0)
         for found, end in zip(spans, ends.tolist(), strict=True)
     ]
+
+
+def _distinct(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The first of those that read alike."""
+    first: dict[str, tuple[int, int]] = {}
+    for start, end in spans:
+        first.setdefault(text[start:end], (start, end))
+    return list(first.values())
 
 
 def likely_sentences(
