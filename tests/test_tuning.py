@@ -163,10 +163,9 @@ def test_a_setting_that_reads_more_and_ranks_worse_is_not_measured() -> None:
     def reading(reads: int, mrr: float) -> Point:
         return Point(EXACT, Setting(), {"mrr@10": np.full(4, mrr)}, np.full(4, reads))
 
-    few, more, better = reading(8, 0.5), reading(12, 0.5), reading(12, 0.6)
-    assert not tuning._pointless(few, [few, more, better])
-    assert tuning._pointless(more, [few, more, better])
-    assert not tuning._pointless(better, [few, more, better])
+    few, more, better, again = points = [reading(8, 0.5), reading(12, 0.5), reading(12, 0.6), reading(12, 0.6)]
+    assert [tuning._pointless(point, points) for point in points] == [False, True, False, True]
+    assert not tuning._pointless(few, [more, few]) and not tuning._pointless(again, [again, better])
 
 
 def test_an_index_without_the_passages_judged_is_refused(bundle: Bundle, tiny_dataset: Path, tmp_path: Path) -> None:

@@ -284,10 +284,18 @@ def _stopped(
 
 
 def _pointless(point: Point, others: Sequence[Point]) -> bool:
-    """Whether another reads no more of its slowest questions and of all, and ranks better."""
-    own = (np.percentile(point.reads, 95), point.reads.mean(), -point.mean("mrr@10"))
-    costs = [(np.percentile(each.reads, 95), each.reads.mean(), -each.mean("mrr@10")) for each in others]
-    return any(cost != own and all(a <= b for a, b in zip(cost, own, strict=True)) for cost in costs)
+    """Whether another reads no more, of its slowest questions and of all, and ranks no worse; of equals all but the
+    first are pointless."""
+
+    def costs(point: Point) -> tuple[float, float, float]:
+        return float(np.percentile(point.reads, 95)), float(point.reads.mean()), -point.mean("mrr@10")
+
+    own = costs(point)
+    place = others.index(point)
+    return any(
+        all(theirs <= mine for theirs, mine in zip(cost, own, strict=True)) and (cost != own or number < place)
+        for number, cost in enumerate(map(costs, others))
+    )
 
 
 def _measure(points: Sequence[Point], questions: Sequence[str], k: int, limit: float) -> None:
