@@ -111,6 +111,8 @@ def test_no_setting_fast_enough_is_an_error_and_nothing_is_written(bundle: Bundl
     with pytest.raises(TandemError, match=message):
         tune(bundle, tiny_dataset, 0.001, questions=5)
     assert (bundle.folder / "tandem.json").read_bytes() == before
+    with pytest.raises(TandemError, match="1 questions of dev are too few"):
+        tune(bundle, tiny_dataset, 80, questions=1)
     for limit in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(TandemError, match="p95_ms is"):
             tune(bundle, tiny_dataset, limit)

@@ -55,7 +55,7 @@ class Point:
     """A setting over one index, and what it was measured at.
 
     values: metric -> float64 (Q,), by question. reads: int64 (Q,), candidates that the re-ranker reads of each.
-    seconds: of single questions, as they were measured; empty if another setting makes measuring it pointless.
+    seconds: what single questions took, some of them only where all took too long.
     """
 
     searcher: Searcher
@@ -156,8 +156,6 @@ def tune(
     """
     if not 0 < p95_ms < np.inf:
         raise TandemError(f"p95_ms is {p95_ms}; allow a time above 0.")
-    if questions < 2:
-        raise TandemError(f"questions is {questions}; settings are compared on 2 at least.")
     if k < 1:
         raise TandemError(f"k is {k}; ask for at least 1 passage.")
     if not isinstance(dataset, Dataset):
@@ -165,11 +163,12 @@ def tune(
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
     qrels = _drawn(dataset.judged(split), questions)
+    if len(qrels) < 2:
+        raise TandemError(f"{len(qrels)} questions of {split} are too few to compare settings on; take at least 2.")
     # Each with models of its own: a model is laid out for one precision at a time.
     searchers = [Searcher(index, bundle.folder) for index in indexes or _built(bundle, dataset)]
     points = [point for searcher in searchers for point in _ranked(searcher, dataset, qrels, k)]
     _measure(points, [dataset.queries[query_id] for query_id in qrels][:TURNS], k, p95_ms / 1000)
-    points = [point for point in points if point.seconds]
     chosen = choose(points, p95_ms)
     tuned = Tuned(
         **chosen.setting.model_dump(),
@@ -214,7 +213,7 @@ def _within_chance(values: NDArray[np.float64], best: NDArray[np.float64]) -> bo
 def _drawn(judged: Qrels, count: int) -> Qrels:
     """The judgements of `count` questions that have a positive, in an order drawn by chance."""
     query_ids = counted_queries(judged)
-    drawn = np.random.default_rng(0).permutation(len(query_ids))[:count]
+    drawn = np.random.default_rng(0).permutation(len(query_ids))[: max(0, count)]
     return {query_ids[number]: judged[query_ids[number]] for number in drawn.tolist()}
 
 
