@@ -1,6 +1,7 @@
 """Inner-product search over vectors kept in half precision or in bytes: exact, or approximate by FAISS."""
 
 import math
+import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,9 @@ SAMPLE_PER_LIST, SAMPLE = 64, 65_536
 WORTH_SHARING = 50_000
 # Of the vectors, the share from which on looking at all of them is as fast as walking the graph.
 WALK_AT_MOST = 0.1
+
+
+_mapping = threading.Lock()
 
 
 class DenseIndex:
@@ -139,8 +143,10 @@ class DenseIndex:
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """The vectors at `rows` as they are stored, float32 of shape (n, d)."""
-        if self.kind == "ivf" and self.index.direct_map.no():
-            self.index.make_direct_map()
+        if self.kind == "ivf":
+            with _mapping:  # threads that search at once
+                if self.index.direct_map.no():
+                    self.index.make_direct_map()
         found: npt.NDArray[np.float32] = self.index.reconstruct_batch(np.ascontiguousarray(rows, dtype=np.int64))
         return found
 
