@@ -52,6 +52,38 @@ def bundle(
 
 
 @app.command()
+def export(
+    bundle: BundlePath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an earlier export is replaced.")],
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Also graphs in int8, for CPUs with AVX512-VNNI: model_qint8_avx512_vnni.onnx."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write both models as ONNX.
+
+    OUT/retriever and OUT/reranker are folders for sentence-transformers with backend="onnx", or for whatever else
+    reads onnx/model.onnx. Each graph is compared with torch on padded batches; one that differs is refused. Needs
+    pip install 'tandemqa[onnx]'.
+
+    \b
+    Examples:
+      tandemqa export run my-onnx
+      tandemqa export run my-onnx --int8
+    """
+    from tandemqa.encoders.onnx_export import export as run_export
+
+    exported = run_export(bundle, out, int8)
+    if as_json:
+        print_json(asdict(exported) | {"folder": str(exported.folder)})
+        return
+    typer.echo(f"Exported to {exported.folder}; states differ from torch's by {exported.difference:.1e} at most.")
+    if exported.cosine is not None:
+        typer.echo(f"In int8 their mean cosine to torch's is {exported.cosine:.4f}.")
+
+
+@app.command()
 def index(
     bundle: BundlePath,
     data: DataPath,

@@ -1,0 +1,232 @@
+"""A bundle's encoders as ONNX graphs, in folders that sentence-transformers opens with `backend="onnx"`."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from tandemqa.encoders.backbone import hidden_states, position_limit
+from tandemqa.encoders.bundle import MANIFEST, Bundle
+from tandemqa.encoders.inputs import TokenBatch
+from tandemqa.encoders.layout import PASSAGE_TOWER, QUERY_TOWER
+from tandemqa.encoders.quantised import has_int8
+from tandemqa.errors import TandemError, first_line
+from tandemqa.extras import needed
+from tandemqa.files import whole_folder
+from tandemqa.progress import bar
+
+# Where sentence-transformers looks for graphs: the first if it is told nothing, the second by `file_name`.
+GRAPH, INT8_GRAPH = "onnx/model.onnx", "onnx/model_qint8_avx512_vnni.onnx"
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+OUTPUT = "last_hidden_state"
+OPSET = 18
+# A file of protocol buffers holds two gigabytes at most; the weights of larger models lie beside it.
+LARGEST = 1_900_000_000
+
+# Sequences and tokens of the batch that is traced, and of those that the graph is checked on.
+TRACED = (3, 11)
+CHECKED = ((1, 5), (4, 24), (2, 120))
+# How far states may be from torch's, as a share of the largest; and their least mean cosine in int8.
+TOLERANCE = 1e-4
+LEAST_COSINE = 0.9
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the folder; the largest difference of any hidden state to torch's, as a share of the largest
+    state; and the least mean cosine of an encoder's hidden states in int8 to torch's, None without int8."""
+
+    folder: Path
+    difference: float
+    cosine: float | None
+
+
+def export(bundle: Bundle | str | Path, out: str | Path, int8: bool = False) -> Exported:
+    """Write the models of a bundle to `out/retriever` and `out/reranker`, their encoders as float32 ONNX graphs.
+
+    The folders are sentence-transformers' own: SentenceTransformer(..., backend="onnx") opens the retriever,
+    CrossEncoder(..., backend="onnx") the re-ranker. With `int8`, a graph in bytes lies beside each (`INT8_GRAPH`, to
+    be named by `file_name`). Each graph is compared with torch on padded batches of other shapes than the traced one;
+    one that differs is a `TandemError`, and so is a folder at `out` that is no earlier export.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        needed(package, "onnx", "Exporting a bundle")
+    place = Path(out)
+    if place.exists() and ((place / MANIFEST).exists() or not (place / "reranker" / GRAPH).exists()):
+        raise TandemError(f"{place} exists and is no earlier export; choose another place.")
+    if int8 and not has_int8():
+        raise TandemError(
+            "This processor does not multiply bytes (AVX512-VNNI), so a graph in int8 could not be checked; "
+            "leave --int8 out."
+        )
+    if not isinstance(bundle, Bundle):
+        bundle = Bundle.load(bundle)
+    encoders = _encoders(bundle)
+    differences, cosines = [], []
+    with whole_folder(place) as partial, bar("export", len(encoders) * (1 + int8), "graph") as progress:
+        bundle.retriever.save(partial / "retriever")
+        bundle.reranker.save(partial / "reranker")
+        for name, (encoder, has_types) in encoders.items():
+            for weights in (partial / name).glob("model*.safetensors*"):
+                weights.unlink()
+            graph, states = partial / name / GRAPH, Traceable(encoder)
+            write_graph(states, graph, has_types)
+            differences.append(check_graph(states, graph, has_types))
+            progress.update(1)
+            if int8:
+                quantise(graph, partial / name / INT8_GRAPH)
+                cosines.append(check_int8(states, partial / name / INT8_GRAPH, has_types))
+                progress.update(1)
+    return Exported(place, max(differences), min(cosines) if int8 else None)
+
+
+class Traceable(nn.Module):
+    """A copy of an encoder on the CPU, as a function from tensors to its last hidden states."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder).cpu().eval()
+        # Plain products and a softmax; the fused kernel's graph looks for rows that are masked altogether as well.
+        self.encoder.set_attn_implementation("eager")  # type: ignore[operator]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        return hidden_states(self.encoder, TokenBatch(input_ids, attention_mask, token_type_ids))
+
+    def batch(self, sequences: int, tokens: int, has_types: bool) -> tuple[Tensor, ...]:
+        """Random ids, each row padded more than the one before: int64 of shape (sequences, tokens), ids, mask and, if
+        the encoder has segments, types. Padding is random as well, so that it shows where it is not masked."""
+        config: Any = self.encoder.config
+        tokens = min(tokens, position_limit(config))
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(config.vocab_size, (sequences, tokens), generator=generator)
+        lengths = tokens - torch.arange(sequences) * (tokens // (sequences + 1))
+        mask = (torch.arange(tokens) < lengths[:, None]).long()
+        segment = (torch.arange(tokens) >= tokens // 2).long() % config.type_vocab_size if has_types else None
+        return (ids, mask) if segment is None else (ids, mask, segment * mask)
+
+
+def write_graph(states: Traceable, path: Path, has_types: bool) -> None:
+    """Write an encoder as an ONNX graph for batches of any shape."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    batch = states.batch(*TRACED, has_types)
+    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    size = sum(parameter.numel() * parameter.element_size() for parameter in states.parameters())
+    try:
+        with torch.no_grad(), _quiet():
+            torch.onnx.export(
+                states,
+                batch,
+                path,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=INPUTS[: len(batch)],
+                output_names=[OUTPUT],
+                dynamic_shapes=(shape,) * len(batch),
+                external_data=size > LARGEST,
+            )
+    except RuntimeError as error:
+        kind = type(states.encoder).__name__
+        raise TandemError(f"torch cannot write a {kind} as ONNX ({first_line(error)}); leave it in torch.") from error
+
+
+def quantise(graph: Path, out: Path) -> None:
+    """Write `graph` with the products of weights in bytes.
+
+    Dynamic: the range of what a product reads is measured each time, so nothing has to be calibrated. Weights are
+    signed bytes with a scale for each output; attention and embeddings stay in float32.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(
+            graph,
+            out,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=graph.with_name(graph.name + ".data").exists(),
+        )
+
+
+def check_graph(states: Traceable, graph: Path, has_types: bool) -> float:
+    """The largest difference of a graph's states to torch's, as a share of the largest state."""
+    difference = max(
+        float(np.abs(found - expected).max() / np.abs(expected).max())
+        for found, expected in _both(states, graph, has_types)
+    )
+    if not difference < TOLERANCE:
+        kind = type(states.encoder).__name__
+        raise TandemError(
+            f"The ONNX graph of this {kind} gives other states than torch (off by {difference:.2g} of the largest); "
+            "it cannot be exported, leave it in torch."
+        )
+    return difference
+
+
+def check_int8(states: Traceable, graph: Path, has_types: bool) -> float:
+    """The mean cosine of the states of a graph in bytes to torch's."""
+    cosines = [
+        np.sum(found * expected, axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+        for found, expected in _both(states, graph, has_types)
+    ]
+    cosine = float(np.concatenate(cosines).mean())
+    if not cosine > LEAST_COSINE:
+        kind = type(states.encoder).__name__
+        raise TandemError(
+            f"In int8 this {kind} gives other states (a mean cosine of {cosine:.2f} to float32); leave --int8 out."
+        )
+    return cosine
+
+
+def _both(
+    states: Traceable, graph: Path, has_types: bool
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """The states (T, d) of real tokens that ONNX Runtime and torch compute, a batch after the other."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    for shape in CHECKED:
+        batch = states.batch(*shape, has_types)
+        feed = {name: values.numpy() for name, values in zip(INPUTS, batch, strict=False)}
+        (found,) = session.run([OUTPUT], feed)
+        with torch.no_grad():
+            expected = states(*batch).numpy()
+        real = batch[1].numpy() == 1
+        yield found[real], expected[real]
+
+
+def _encoders(bundle: Bundle) -> dict[str, tuple[nn.Module, bool]]:
+    """The folder of each encoder's Transformer: the encoder, and whether it reads segments."""
+    retriever, reranker = bundle.retriever, bundle.reranker
+    towers = {"retriever": retriever.passage_tower}
+    if retriever.query_tower is not retriever.passage_tower:
+        towers = {
+            f"retriever/{QUERY_TOWER}": retriever.query_tower,
+            f"retriever/{PASSAGE_TOWER}": retriever.passage_tower,
+        }
+    encoders = {name: (tower, retriever.format.has_types) for name, tower in towers.items()}
+    return encoders | {"reranker": (reranker.encoder, reranker.format.has_types)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of the exporters, which speak of their own inner workings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,203 @@
+"""ONNX: what is written gives torch's states and sentence-transformers' vectors or is refused; what is read is exact."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from test_bundle import TEXTS, reranker, retriever
+from typer.testing import CliRunner
+
+from tandemqa.cli import app
+from tandemqa.encoders import onnx_export
+from tandemqa.encoders.bundle import Bundle, save_bundle
+from tandemqa.encoders.onnx_export import GRAPH, INT8_GRAPH, Traceable, check_graph, export
+from tandemqa.encoders.quantised import has_int8
+from tandemqa.errors import TandemError
+
+PAIRS = [(query, passage) for query in range(len(TEXTS)) for passage in range(len(TEXTS))]
+INTERPRETER = os.environ.get("SENTENCE_TRANSFORMERS_ONNX")
+
+# Read with sentence-transformers and ONNX Runtime in an interpreter that has optimum-onnx.
+READER = """
+import json, sys
+import numpy as np
+from sentence_transformers import CrossEncoder, SentenceTransformer
+folder, texts, pairs, file_name = json.loads(sys.stdin.read())
+options = {"backend": "onnx", "device": "cpu", "model_kwargs": {"file_name": file_name}}
+retriever = SentenceTransformer(folder + "/retriever", **options)
+reranker = CrossEncoder(folder + "/reranker", **options)
+np.savez(
+    folder + ".npz",
+    queries=retriever.encode_query(texts),
+    passages=retriever.encode_document(texts),
+    scores=reranker.predict([(texts[query], texts[passage]) for query, passage in pairs]),
+)
+"""
+
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor has no AVX512-VNNI")
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Two towers of unequal weights, and a re-ranker far from its start."""
+    folder = tmp_path_factory.mktemp("onnx") / "bundle"
+    untied = retriever(tiny_model, towers="untied", query_length=32)
+    save_bundle(folder, untied, reranker(tiny_model, pooling="mean"), {})
+    return Bundle.load(folder)
+
+
+@pytest.fixture(scope="module")
+def exported(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(bundle, tmp_path_factory.mktemp("onnx") / "out", int8=has_int8()).folder
+
+
+def vectors_of(ours: Bundle) -> dict[str, Any]:
+    ids = ours.retriever.tokenize(TEXTS)
+    return {
+        "queries": ours.retriever.encode(ids, "query", precision="fp32"),
+        "passages": ours.retriever.encode(ids, "passage", precision="fp32"),
+        "scores": ours.reranker.score(ids, ids, np.array(PAIRS), precision="fp32"),
+    }
+
+
+def states_of(graph: Path, batch: Any) -> Any:
+    session = onnxruntime.InferenceSession(graph)
+    names = [each.name for each in session.get_inputs()]
+    feed = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "token_type_ids": batch.type_ids}
+    return session.run(["last_hidden_state"], {name: feed[name].numpy() for name in names})[0]
+
+
+# What is written
+
+
+def test_the_graphs_give_the_vectors_and_scores_of_the_bundle(bundle: Bundle, exported: Path) -> None:
+    """By ONNX Runtime on padded batches of all texts, pooled by hand in float64."""
+    expected = vectors_of(bundle)
+    ours = bundle.retriever
+    ids = ours.tokenize(TEXTS)
+    for tower, kind, folder in (
+        ("query", "queries", "query_0_Transformer"),
+        ("passage", "passages", "document_0_Transformer"),
+    ):
+        batch = ours.format.pad([ours.frame(each, tower) for each in ids])  # type: ignore[arg-type]
+        states = states_of(exported / "retriever" / folder / GRAPH, batch).astype(np.float64)
+        mask = batch.attention_mask.numpy()[:, :, None]
+        means = (states * mask).sum(1) / mask.sum(1)
+        np.testing.assert_allclose(means / np.linalg.norm(means, axis=1, keepdims=True), expected[kind], atol=1e-5)
+    framed = [bundle.reranker.frame(ids[query], ids[passage]) for query, passage in PAIRS]
+    batch = bundle.reranker.format.pad([pair for pair, _ in framed], [start for _, start in framed])
+    states = states_of(exported / "reranker" / GRAPH, batch).astype(np.float64)
+    mask = batch.attention_mask.numpy()[:, :, None]
+    means = (states * mask).sum(1) / mask.sum(1)
+    head = bundle.reranker.head
+    scores = means @ head.weight.detach().double().numpy()[0] + float(head.bias)
+    np.testing.assert_allclose(scores, expected["scores"], atol=1e-4)
+
+
+def test_an_export_holds_no_other_weights_of_the_encoders(exported: Path) -> None:
+    weights = sorted(str(path.relative_to(exported)) for path in exported.rglob("*.safetensors"))
+    assert weights == ["reranker/2_Dense/model.safetensors"]
+    for folder in ("retriever/query_0_Transformer", "retriever/document_0_Transformer", "reranker"):
+        onnx.checker.check_model(exported / folder / GRAPH)
+        assert {"config.json", "tokenizer.json"} <= {path.name for path in (exported / folder).iterdir()}
+
+
+@needs_int8
+def test_the_graph_in_int8_is_smaller_and_gives_nearly_the_same_states(bundle: Bundle, exported: Path) -> None:
+    ours = bundle.retriever
+    batch = ours.format.pad([ours.frame(each, "passage") for each in ours.tokenize(TEXTS)])
+    folder = exported / "retriever" / "document_0_Transformer"
+    exact, found = states_of(folder / GRAPH, batch), states_of(folder / INT8_GRAPH, batch)
+    real = batch.attention_mask.numpy() == 1
+    cosines = torch.nn.functional.cosine_similarity(torch.from_numpy(exact[real]), torch.from_numpy(found[real]))
+    assert cosines.min() > 0.98
+    assert np.abs(exact - found)[real].max() > 1e-4, "this was not computed in bytes"
+    products = [node.op_type for node in onnx.load(folder / INT8_GRAPH).graph.node if "MatMul" in node.op_type]
+    assert len(products) == 16 and products.count("MatMul") == 4, "all but those of attention"
+
+
+def test_a_graph_that_pays_no_heed_to_the_mask_is_refused(tiny_model: Path, exported: Path, tmp_path: Path) -> None:
+    """As one is that was traced on a batch without padding by an exporter that folds the mask away."""
+    encoder = retriever(tiny_model).query_tower
+    graph = tmp_path / "model.onnx"
+    onnx_export.write_graph(Traceable(encoder), graph, has_types=True)
+    assert check_graph(Traceable(encoder), graph, has_types=True) < 1e-5
+    model = onnx.load(graph)
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name == "attention_mask":
+                node.input[place] = "ones"
+    ones = onnx.helper.make_node("Add", ["token_type_ids", "one"], ["raised"])
+    clipped = onnx.helper.make_node("Min", ["raised", "one"], ["ones"])
+    model.graph.node.insert(0, clipped)
+    model.graph.node.insert(0, ones)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1), "one"))
+    onnx.save(model, graph)
+    with pytest.raises(TandemError, match="gives other states than torch"):
+        check_graph(Traceable(encoder), graph, has_types=True)
+
+
+def test_what_torch_cannot_write_is_one_sentence(tiny_bundle: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise torch.onnx.errors.OnnxExporterError("it broke.\nAnd so on.")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(
+        TandemError, match=r"^torch cannot write a BertModel as ONNX \(it broke\); leave it in torch\.$"
+    ):
+        export(tiny_bundle, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_an_earlier_export_is_replaced(tiny_bundle: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for place in (tmp_path, tiny_bundle):
+        with pytest.raises(TandemError, match="exists and is no earlier export"):
+            export(tiny_bundle, place)
+    earlier = tmp_path / "out" / "reranker" / GRAPH
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("")
+    monkeypatch.setattr(onnx_export, "write_graph", lambda states, path, has_types: path.parent.mkdir())
+    monkeypatch.setattr(onnx_export, "check_graph", lambda states, path, has_types: 0.0)
+    export(tiny_bundle, tmp_path / "out")
+    assert not earlier.exists() and (tmp_path / "out" / "retriever" / "modules.json").exists()
+
+
+def test_a_missing_package_and_a_missing_instruction_are_one_sentence(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_export, "has_int8", lambda: False)
+        with pytest.raises(TandemError, match="does not multiply bytes"):
+            export(tiny_bundle, tmp_path / "out", int8=True)
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    found = CliRunner().invoke(app, ["export", str(tiny_bundle), str(tmp_path / "out")])
+    assert found.exit_code == 2
+    assert "Exporting a bundle needs the package onnxscript" in found.output
+    assert "pip install 'tandemqa[onnx]'" in found.output
+
+
+@pytest.mark.skipif(not INTERPRETER, reason="SENTENCE_TRANSFORMERS_ONNX names no Python with optimum-onnx")
+@pytest.mark.parametrize("file_name", [GRAPH, pytest.param(INT8_GRAPH, marks=needs_int8)])
+def test_sentence_transformers_gives_the_vectors_and_scores_of_the_bundle(
+    bundle: Bundle, exported: Path, file_name: str
+) -> None:
+    expected = vectors_of(bundle)
+    asked = json.dumps([str(exported), TEXTS, PAIRS, file_name])
+    assert INTERPRETER
+    subprocess.run([INTERPRETER, "-c", READER], input=asked, text=True, check=True, capture_output=True)
+    found = np.load(f"{exported}.npz")
+    if file_name == GRAPH:
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, atol=1e-4)
+    else:
+        for name in ("queries", "passages"):
+            assert np.sum(found[name] * expected[name], axis=1).min() > 0.98
+        assert np.corrcoef(found["scores"], expected["scores"])[0, 1] > 0.98
