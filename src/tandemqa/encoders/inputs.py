@@ -112,6 +112,14 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:
     return [_ids(ids) for ids in encoded["input_ids"]]
 
 
+def position_limit(config: Any) -> int:
+    """Tokens that an encoder of this configuration reads at most, special ones included."""
+    positions = int(getattr(config, "max_position_embeddings", MAX_TOKENS))
+    # RoBERTa and its kin count positions from behind the padding id.
+    first = int(config.pad_token_id) + 1 if "roberta" in config.model_type else 0
+    return min(positions - first, MAX_TOKENS)
+
+
 def prompt_ids(tokenizer: Any, prompt: str) -> Ids:
     """The token ids of a prompt as they stand before any text; a tokeniser that joins them is a `TandemError`."""
     if not prompt:

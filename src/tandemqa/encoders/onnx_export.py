@@ -7,37 +7,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tandemqa.encoders.backbone import hidden_states, position_limit
+from tandemqa.encoders.backbone import hidden_states
 from tandemqa.encoders.bundle import MANIFEST, Bundle
 from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.encoders.layout import PASSAGE_TOWER, QUERY_TOWER
+from tandemqa.encoders.onnx_graph import GRAPH, INPUTS, TOLERANCE, difference, outputs, padded, tensors
 from tandemqa.encoders.quantised import has_int8
 from tandemqa.errors import TandemError, first_line
 from tandemqa.extras import needed
 from tandemqa.files import whole_folder
 from tandemqa.progress import bar
 
-# Where sentence-transformers looks for graphs: the first if it is told nothing, the second by `file_name`.
-GRAPH, INT8_GRAPH = "onnx/model.onnx", "onnx/model_qint8_avx512_vnni.onnx"
+# What sentence-transformers calls it; to be named by `file_name`.
+INT8_GRAPH = "onnx/model_qint8_avx512_vnni.onnx"
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "last_hidden_state"
 OPSET = 18
 # A file of protocol buffers holds two gigabytes at most; the weights of larger models lie beside it.
 LARGEST = 1_900_000_000
 
-# Sequences and tokens of the batch that is traced, and of those that the graph is checked on.
+# Sequences and tokens of the batch that is traced: neither is one of those that a graph is compared on.
 TRACED = (3, 11)
-CHECKED = ((1, 5), (4, 24), (2, 120))
-# How far states may be from torch's, as a share of the largest; and their least mean cosine in int8.
-TOLERANCE = 1e-4
+# The least mean cosine of states in int8 to torch's.
 LEAST_COSINE = 0.9
 
 
@@ -81,11 +77,11 @@ def export(bundle: Bundle | str | Path, out: str | Path, int8: bool = False) -> 
                 weights.unlink()
             graph, states = partial / name / GRAPH, Traceable(encoder)
             write_graph(states, graph, has_types)
-            differences.append(check_graph(states, graph, has_types))
+            differences.append(check_graph(states, graph))
             progress.update(1)
             if int8:
                 quantise(graph, partial / name / INT8_GRAPH)
-                cosines.append(check_int8(states, partial / name / INT8_GRAPH, has_types))
+                cosines.append(check_int8(states, partial / name / INT8_GRAPH))
                 progress.update(1)
     return Exported(place, max(differences), min(cosines) if int8 else None)
 
@@ -100,25 +96,16 @@ class Traceable(nn.Module):
         self.encoder.set_attn_implementation("eager")  # type: ignore[operator]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        return hidden_states(self.encoder, TokenBatch(input_ids, attention_mask, token_type_ids))
+        return self.of(TokenBatch(input_ids, attention_mask, token_type_ids))
 
-    def batch(self, sequences: int, tokens: int, has_types: bool) -> tuple[Tensor, ...]:
-        """Random ids, each row padded more than the one before: int64 of shape (sequences, tokens), ids, mask and, if
-        the encoder has segments, types. Padding is random as well, so that it shows where it is not masked."""
-        config: Any = self.encoder.config
-        tokens = min(tokens, position_limit(config))
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(config.vocab_size, (sequences, tokens), generator=generator)
-        lengths = tokens - torch.arange(sequences) * (tokens // (sequences + 1))
-        mask = (torch.arange(tokens) < lengths[:, None]).long()
-        segment = (torch.arange(tokens) >= tokens // 2).long() % config.type_vocab_size if has_types else None
-        return (ids, mask) if segment is None else (ids, mask, segment * mask)
+    def of(self, batch: TokenBatch) -> Tensor:
+        return hidden_states(self.encoder, batch)
 
 
 def write_graph(states: Traceable, path: Path, has_types: bool) -> None:
     """Write an encoder as an ONNX graph for batches of any shape."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    batch = states.batch(*TRACED, has_types)
+    batch = tensors(padded(states.encoder.config, *TRACED, has_types))
     shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     size = sum(parameter.numel() * parameter.element_size() for parameter in states.parameters())
     try:
@@ -159,27 +146,22 @@ def quantise(graph: Path, out: Path) -> None:
         )
 
 
-def check_graph(states: Traceable, graph: Path, has_types: bool) -> float:
+def check_graph(states: Traceable, graph: Path) -> float:
     """The largest difference of a graph's states to torch's, as a share of the largest state."""
-    difference = max(
-        float(np.abs(found - expected).max() / np.abs(expected).max())
-        for found, expected in _both(states, graph, has_types)
-    )
-    if not difference < TOLERANCE:
+    off = difference(graph, states.of, states.encoder.config)
+    if not off < TOLERANCE:
         kind = type(states.encoder).__name__
         raise TandemError(
-            f"The ONNX graph of this {kind} gives other states than torch (off by {difference:.2g} of the largest); "
+            f"The ONNX graph of this {kind} gives other states than torch (off by {off:.2g} of the largest); "
             "it cannot be exported, leave it in torch."
         )
-    return difference
+    return off
 
 
-def check_int8(states: Traceable, graph: Path, has_types: bool) -> float:
+def check_int8(states: Traceable, graph: Path) -> float:
     """The mean cosine of the states of a graph in bytes to torch's."""
-    cosines = [
-        np.sum(found * expected, axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
-        for found, expected in _both(states, graph, has_types)
-    ]
+    pairs = outputs(graph, states.of, states.encoder.config)
+    cosines = [np.sum(f * o, 1) / np.linalg.norm(f, axis=1) / np.linalg.norm(o, axis=1) for f, o in pairs]
     cosine = float(np.concatenate(cosines).mean())
     if not cosine > LEAST_COSINE:
         kind = type(states.encoder).__name__
@@ -187,23 +169,6 @@ def check_int8(states: Traceable, graph: Path, has_types: bool) -> float:
             f"In int8 this {kind} gives other states (a mean cosine of {cosine:.2f} to float32); leave --int8 out."
         )
     return cosine
-
-
-def _both(
-    states: Traceable, graph: Path, has_types: bool
-) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
-    """The states (T, d) of real tokens that ONNX Runtime and torch compute, a batch after the other."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    for shape in CHECKED:
-        batch = states.batch(*shape, has_types)
-        feed = {name: values.numpy() for name, values in zip(INPUTS, batch, strict=False)}
-        (found,) = session.run([OUTPUT], feed)
-        with torch.no_grad():
-            expected = states(*batch).numpy()
-        real = batch[1].numpy() == 1
-        yield found[real], expected[real]
 
 
 def _encoders(bundle: Bundle) -> dict[str, tuple[nn.Module, bool]]:
