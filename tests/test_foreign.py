@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS
 from sentence_transformers import CrossEncoder as TheirCrossEncoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 from test_bundle import TEXTS
-from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -24,7 +22,6 @@ from transformers import (
     ElectraForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
-    RobertaTokenizer,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
 )
@@ -62,16 +59,6 @@ def retriever(
     )
     made.save(str(out))
     return SentenceTransformer(str(out), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def bpe(tmp_path_factory: pytest.TempPathFactory) -> RobertaTokenizer:
-    """A byte-level tokeniser as RoBERTa's, trained on the tiny texts."""
-    trained = ByteLevelBPETokenizer()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trained.train_from_iterator([text for _, text, _ in CORPUS], vocab_size=400, special_tokens=special)
-    state = json.loads(trained.to_str())["model"]
-    return RobertaTokenizer(vocab=state["vocab"], merges=[tuple(pair) for pair in state["merges"]])
 
 
 def classifier(kind: str, model: Path, bpe: Any, out: Path, labels: int = 1) -> Path:

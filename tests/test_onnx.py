@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from test_bundle import TEXTS, reranker, retriever
-from test_foreign import bpe, classifier  # noqa: F401
+from test_foreign import classifier
 from transformers import AutoModel, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
@@ -226,7 +226,7 @@ class Classifier(torch.nn.Module):
 
 
 def as_graph_alone(folder: Path, **options: Any) -> Path:
-    """A folder's classifier, weights of all kinds changed, with an ONNX graph by torch in the place of safetensors."""
+    """A folder's classifier, all weights changed, with an ONNX graph by torch in the place of safetensors."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     torch.manual_seed(6)
     with torch.no_grad():
@@ -284,7 +284,7 @@ def test_graphs_of_the_older_exporter_are_read_exactly(
     opset: int,
     tiny_model: Path,
     bpe: Any,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     """Which optimum uses; in opset 14 a LayerNorm is in pieces."""
     folder = as_graph_alone(classifier(kind, tiny_model, bpe, tmp_path / "model"), dynamo=False, opset_version=opset)
@@ -296,14 +296,14 @@ def test_graphs_of_the_newer_exporter_are_read_exactly(
     kind: str,
     tiny_model: Path,
     bpe: Any,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     folder = as_graph_alone(classifier(kind, tiny_model, bpe, tmp_path / "model"), dynamo=True, verbose=False)
     equal_weights(read_reranker(str(folder)), folder / "exact")
 
 
 @pytest.fixture
-def graph_alone(tiny_model: Path, bpe: Any, tmp_path: Path) -> Path:  # noqa: F811
+def graph_alone(tiny_model: Path, bpe: Any, tmp_path: Path) -> Path:
     return as_graph_alone(classifier("bert", tiny_model, bpe, tmp_path / "model"), dynamo=False, opset_version=17)
 
 
