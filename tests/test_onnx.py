@@ -106,7 +106,7 @@ def test_the_graphs_give_the_vectors_and_scores_of_the_bundle(bundle: Bundle, ex
     mask = batch.attention_mask.numpy()[:, :, None]
     means = (states * mask).sum(1) / mask.sum(1)
     head = bundle.reranker.head
-    scores = means @ head.weight.detach().double().numpy()[0] + float(head.bias)
+    scores = means @ head.weight.detach().double().numpy()[0] + float(head.bias.detach())
     np.testing.assert_allclose(scores, expected["scores"], atol=1e-4)
 
 
@@ -234,7 +234,7 @@ def as_graph_alone(folder: Path, **options: Any) -> Path:
             parameter += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder / "exact")
     batch = tensors(padded(model.config, 3, 11, has_types=model.config.model_type in ("bert", "electra")))
-    names = INPUTS[: len(batch)]
+    names = list(INPUTS[: len(batch)])
     if options["dynamo"]:
         options["dynamic_shapes"] = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},) * len(batch)
         options["external_data"] = False

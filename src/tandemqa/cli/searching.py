@@ -30,8 +30,9 @@ def bundle(
     """Make a bundle of two models, wherever they were trained.
 
     The retriever's pooling, prompts ("query: "), layers and length are read from its files; what cannot be read
-    exactly is refused. With DATA, the pair is measured and learns what a trained one does at its end: the weights of
-    both scores, when no answer is good, and when re-ranking may stop.
+    exactly is refused. Weights are read from safetensors, or else from a folder's ONNX graph. With DATA, the pair is
+    measured and learns what a trained one does at its end: the weights of both scores, when no answer is good, and
+    when re-ranking may stop.
 
     \b
     Examples:

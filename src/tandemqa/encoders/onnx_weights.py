@@ -55,7 +55,8 @@ def read_into(model: nn.Module, graph: Path, compute: Callable[[TokenBatch], Ten
         module, _, kind = name.rpartition(".")
         value = _of_module(found, module).get(kind)
         if value is None and module.startswith("pooler"):
-            continue  # which nothing here reads
+            parameter.data.zero_()  # nothing here reads it, but what identifies a model must not be random
+            continue
         if value is None or value.dtype != np.float32 or value.shape != tuple(parameter.shape):
             raise TandemError(
                 f"{graph} cannot be read exactly: {name} is not in it as float32 of shape {tuple(parameter.shape)}; "
