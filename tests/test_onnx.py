@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from tandemqa.cli import app
 from tandemqa.encoders import onnx_export
+from tandemqa.encoders.backbone import for_inference
 from tandemqa.encoders.bundle import Bundle, save_bundle
 from tandemqa.encoders.foreign import read_reranker, read_retriever
 from tandemqa.encoders.onnx_export import INT8_GRAPH, Traceable, check_graph, export, quantise
@@ -132,11 +133,31 @@ def test_the_graph_in_int8_is_smaller_and_gives_nearly_the_same_states(bundle: B
     assert len(products) == 16 and products.count("MatMul") == 4, "all but those of attention"
 
 
+@needs_int8
+def test_a_calibrated_bundle_is_exported_in_the_bytes_that_it_computes_in(bundle: Bundle, tmp_path: Path) -> None:
+    """Standard operators of static quantisation: the states of our own products in bytes, but for rounding."""
+    calibrated = Bundle.load(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    calibrated.calibrate([], [text for text in TEXTS if text])
+    out = export(calibrated, tmp_path / "out", int8=True).folder
+    ours = calibrated.retriever
+    batch = ours.format.pad([ours.frame(each, "passage") for each in ours.tokenize(TEXTS)])
+    folder, real = out / "retriever" / "document_0_Transformer", batch.attention_mask == 1
+    exact, found = (torch.from_numpy(states_of(folder / name, batch))[real] for name in (GRAPH, INT8_GRAPH))
+    own = for_inference(ours.passage_tower, "int8", ours.ranges["passage"])(batch)[real]
+    distance = (found - exact).norm(dim=-1).mean()
+    assert 1e-3 < distance and (found - own).norm(dim=-1).mean() < distance / 3
+    assert torch.nn.functional.cosine_similarity(found, exact).min() > 0.98
+    graph = onnx.load(folder / INT8_GRAPH).graph
+    products = [node.op_type for node in graph.node]
+    assert products.count("QuantizeLinear") == 8 and products.count("DequantizeLinear") == 16
+    assert sum(each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 2 for each in graph.initializer) == 8
+
+
 def test_a_graph_that_pays_no_heed_to_the_mask_is_refused(tiny_model: Path, exported: Path, tmp_path: Path) -> None:
     """As one is that was traced on a batch without padding by an exporter that folds the mask away."""
     encoder = retriever(tiny_model).query_tower
     graph = tmp_path / "model.onnx"
-    onnx_export.write_graph(Traceable(encoder), graph, has_types=True)
+    onnx_export.write_graph(Traceable(encoder), encoder, graph, has_types=True)
     assert check_graph(Traceable(encoder), graph) < 1e-5
     model = onnx.load(graph)
     for node in model.graph.node:
@@ -173,7 +194,7 @@ def test_only_an_earlier_export_is_replaced(tiny_bundle: Path, tmp_path: Path, m
     earlier = tmp_path / "out" / "reranker" / GRAPH
     earlier.parent.mkdir(parents=True)
     earlier.write_text("")
-    monkeypatch.setattr(onnx_export, "write_graph", lambda states, path, has_types: path.parent.mkdir())
+    monkeypatch.setattr(onnx_export, "write_graph", lambda states, encoder, path, has_types: path.parent.mkdir())
     monkeypatch.setattr(onnx_export, "check_graph", lambda states, path: 0.0)
     export(tiny_bundle, tmp_path / "out")
     assert not earlier.exists() and (tmp_path / "out" / "retriever" / "modules.json").exists()

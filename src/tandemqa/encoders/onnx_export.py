@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from tandemqa.encoders.backbone import hidden_states
 from tandemqa.encoders.bundle import MANIFEST, Bundle
+from tandemqa.encoders.dual import Tower
 from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.encoders.layout import PASSAGE_TOWER, QUERY_TOWER
 from tandemqa.encoders.onnx_graph import GRAPH, INPUTS, TOLERANCE, difference, outputs, padded, tensors
-from tandemqa.encoders.quantised import has_int8
+from tandemqa.encoders.onnx_int8 import Int8Graph
+from tandemqa.encoders.quantised import Ranges, has_int8
 from tandemqa.errors import TandemError, first_line
 from tandemqa.extras import needed
 from tandemqa.files import whole_folder
@@ -51,9 +53,12 @@ def export(bundle: Bundle | str | Path, out: str | Path, int8: bool = False) -> 
     """Write the models of a bundle to `out/retriever` and `out/reranker`, their encoders as float32 ONNX graphs.
 
     The folders are sentence-transformers' own: SentenceTransformer(..., backend="onnx") opens the retriever,
-    CrossEncoder(..., backend="onnx") the re-ranker. With `int8`, a graph in bytes lies beside each (`INT8_GRAPH`, to
-    be named by `file_name`). Each graph is compared with torch on padded batches of other shapes than the traced one;
-    one that differs is a `TandemError`, and so is a folder at `out` that is no earlier export.
+    CrossEncoder(..., backend="onnx") the re-ranker. Each graph is compared with torch on padded batches of other
+    shapes than the traced one; one that differs is a `TandemError`, and so is a folder at `out` that is no earlier
+    export.
+
+    With `int8`, a graph in bytes lies beside each (`INT8_GRAPH`, to be named by `file_name`): by the ranges of a
+    calibrated bundle, which is nearer to float32, else by ranges that are measured at each call.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         needed(package, "onnx", "Exporting a bundle")
@@ -72,16 +77,20 @@ def export(bundle: Bundle | str | Path, out: str | Path, int8: bool = False) -> 
     with whole_folder(place) as partial, bar("export", len(encoders) * (1 + int8), "graph") as progress:
         bundle.retriever.save(partial / "retriever")
         bundle.reranker.save(partial / "reranker")
-        for name, (encoder, has_types) in encoders.items():
+        for name, (encoder, has_types, ranges) in encoders.items():
             for weights in (partial / name).glob("model*.safetensors*"):
                 weights.unlink()
             graph, states = partial / name / GRAPH, Traceable(encoder)
-            write_graph(states, graph, has_types)
+            write_graph(states, encoder, graph, has_types)
             differences.append(check_graph(states, graph))
             progress.update(1)
             if int8:
-                quantise(graph, partial / name / INT8_GRAPH)
-                cosines.append(check_int8(states, partial / name / INT8_GRAPH))
+                in_bytes = partial / name / INT8_GRAPH
+                if ranges is None:
+                    quantise(graph, in_bytes)
+                else:
+                    write_graph(Int8Graph(states.encoder, ranges), encoder, in_bytes, has_types)
+                cosines.append(check_int8(states, in_bytes))
                 progress.update(1)
     return Exported(place, max(differences), min(cosines) if int8 else None)
 
@@ -102,10 +111,10 @@ class Traceable(nn.Module):
         return hidden_states(self.encoder, batch)
 
 
-def write_graph(states: Traceable, path: Path, has_types: bool) -> None:
-    """Write an encoder as an ONNX graph for batches of any shape."""
+def write_graph(states: nn.Module, encoder: nn.Module, path: Path, has_types: bool) -> None:
+    """Write what computes an encoder's states as an ONNX graph for batches of any shape."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    batch = tensors(padded(states.encoder.config, *TRACED, has_types))
+    batch = tensors(padded(encoder.config, *TRACED, has_types))
     shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     size = sum(parameter.numel() * parameter.element_size() for parameter in states.parameters())
     try:
@@ -123,15 +132,15 @@ def write_graph(states: Traceable, path: Path, has_types: bool) -> None:
                 external_data=size > LARGEST,
             )
     except RuntimeError as error:
-        kind = type(states.encoder).__name__
+        kind = type(encoder).__name__
         raise TandemError(f"torch cannot write a {kind} as ONNX ({first_line(error)}); leave it in torch.") from error
 
 
 def quantise(graph: Path, out: Path) -> None:
-    """Write `graph` with the products of weights in bytes.
+    """Write `graph` with the products of weights in bytes, for an encoder whose ranges are not known.
 
-    Dynamic: the range of what a product reads is measured each time, so nothing has to be calibrated. Weights are
-    signed bytes with a scale for each output; attention and embeddings stay in float32.
+    The range of what a product reads is measured each time (dynamic quantisation). Weights are signed bytes with a
+    scale for each output; attention and embeddings stay in float32.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -171,17 +180,17 @@ def check_int8(states: Traceable, graph: Path) -> float:
     return cosine
 
 
-def _encoders(bundle: Bundle) -> dict[str, tuple[nn.Module, bool]]:
-    """The folder of each encoder's Transformer: the encoder, and whether it reads segments."""
+def _encoders(bundle: Bundle) -> dict[str, tuple[nn.Module, bool, Ranges | None]]:
+    """The folder of each encoder's Transformer: the encoder, whether it reads segments, and its ranges if known."""
     retriever, reranker = bundle.retriever, bundle.reranker
-    towers = {"retriever": retriever.passage_tower}
+    folders: dict[str, Tower] = {"retriever": "passage"}
     if retriever.query_tower is not retriever.passage_tower:
-        towers = {
-            f"retriever/{QUERY_TOWER}": retriever.query_tower,
-            f"retriever/{PASSAGE_TOWER}": retriever.passage_tower,
-        }
-    encoders = {name: (tower, retriever.format.has_types) for name, tower in towers.items()}
-    return encoders | {"reranker": (reranker.encoder, reranker.format.has_types)}
+        folders = {f"retriever/{QUERY_TOWER}": "query", f"retriever/{PASSAGE_TOWER}": "passage"}
+    encoders = {
+        name: (retriever.tower(tower), retriever.format.has_types, retriever.ranges.get(tower))
+        for name, tower in folders.items()
+    }
+    return encoders | {"reranker": (reranker.encoder, reranker.format.has_types, reranker.ranges)}
 
 
 @contextmanager
