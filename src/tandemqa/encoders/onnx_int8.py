@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
 from tandemqa.encoders.packed import GELU, NEVER
-from tandemqa.encoders.quantised import PRODUCTS, Ranges, feedforward_bytes, in_bytes, smoothing, split_neurons
-
-# The byte that stands for the middle of a channel.
-ZERO = 128
+from tandemqa.encoders.quantised import PRODUCTS, ZERO, Ranges, feedforward_bytes, in_bytes, smoothing, split_neurons
 
 
 class Int8Graph(nn.Module):
@@ -55,20 +52,18 @@ class Int8Layer(nn.Module):
         own, gather = layer.attention.self, layer.attention.output.dense
         self.heads, self.variant = int(config.num_attention_heads), GELU[config.hidden_act]
         self.norms = nn.ModuleList([norm, layer.attention.output.LayerNorm])
-        step, middle = smoothing(gather.weight, ranges["gather"], 255 - ZERO)
-        # Attention's weights sum to one, so what is subtracted from all values is subtracted from the context.
-        weight = torch.cat(
-            [own.query.weight * self._factor(own.query), own.key.weight, own.value.weight / step[:, None]]
-        )
-        bias = torch.cat([own.query.bias * self._factor(own.query), own.key.bias, (own.value.bias - middle) / step])
+        step, middle = smoothing(gather.weight, ranges["gather"])
         self.gather = Product(gather.weight * step, gather.bias + gather.weight @ middle, 1.0, ZERO)
-        self.read_norm, self.read = _smoothed(norm, weight, bias, ranges["read"])
+        # Attention's weights sum to one: what is subtracted from all values is subtracted from the context.
+        factor = (own.query.out_features // self.heads) ** -0.5
+        weights = own.query.weight * factor, own.key.weight, own.value.weight / step[:, None]
+        biases = own.query.bias * factor, own.key.bias, (own.value.bias - middle) / step
+        reads = smoothing(torch.cat([*weights[:2], own.value.weight]), ranges["read"])
+        self.read_norm, self.read = _behind(norm, torch.cat(weights), torch.cat(biases), *reads)
         weight, bias, out, most = split_neurons(layer.intermediate.dense, layer.output.dense, ranges["narrow"])
-        self.widen_norm, self.widen = _smoothed(layer.attention.output.LayerNorm, weight, bias, ranges["widen"])
+        reads = smoothing(weight, ranges["widen"])
+        self.widen_norm, self.widen = _behind(layer.attention.output.LayerNorm, weight, bias, *reads)
         self.narrow = Product(out, layer.output.dense.bias, *feedforward_bytes(most))
-
-    def _factor(self, query: nn.Linear) -> float:
-        return float((query.out_features // self.heads) ** -0.5)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         below = self.norms[0](x)
@@ -117,7 +112,8 @@ class Normalised(nn.Module):
         return layer_norm(x, self.shape, self.weight, self.bias, self.eps)
 
 
-def _smoothed(norm: nn.LayerNorm, weight: Tensor, bias: Tensor, ranges: Tensor) -> tuple[Normalised, Product]:
-    """A product that reads a LayerNorm, by the ranges of its channels."""
-    step, middle = smoothing(weight, ranges, 255 - ZERO)
+def _behind(
+    norm: nn.LayerNorm, weight: Tensor, bias: Tensor, step: Tensor, middle: Tensor
+) -> tuple[Normalised, Product]:
+    """A product that reads a LayerNorm, each channel of which has a step and a middle, and what it reads."""
     return Normalised(norm, step, middle), Product(weight * step, bias + weight @ middle, 1.0, ZERO)

@@ -23,6 +23,8 @@ and the product's name: "0.read"."""
 PRODUCTS = ("read", "gather", "widen", "narrow")
 # SmoothQuant's alpha: 1 gives every channel its whole byte, 0 gives it to the weights.
 ALPHA = 0.8
+# The byte that stands for the middle of a channel.
+ZERO = 128
 # The smallest value of GELU.
 GELU_LOW = -0.17
 # Neurons that may be added to a layer, as a share of those it has.
@@ -43,12 +45,12 @@ def in_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
-def smoothing(weight: Tensor, ranges: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The step and the middle of each channel that a product (out, in) reads, both (in,), for bytes of up to `most`
-    steps on either side; `ranges` are the channels', (2, in)."""
+def smoothing(weight: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
+    """The step and the middle of each channel that a product (out, in) reads, both (in,), for bytes around ZERO;
+    `ranges` are the channels', (2, in)."""
     middle, half = (ranges[0] + ranges[1]) / 2, ((ranges[1] - ranges[0]) / 2).clamp_min(TINY)
     factor = half**ALPHA / weight.abs().amax(0).clamp_min(TINY) ** (1 - ALPHA)
-    return factor * (half / factor).max() / most, middle
+    return factor * (half / factor).max() / (255 - ZERO), middle
 
 
 class Int8Linear:
@@ -80,14 +82,12 @@ class Int8Linear:
 class SmoothedLinear:
     """`x W' + b` for floats x, which it turns into bytes by the ranges of its channels, float32 of shape (2, d)."""
 
-    ZERO = 128
-
     def __init__(self, weight: Tensor, bias: Tensor, ranges: Tensor) -> None:
-        step, middle = smoothing(weight, ranges, 255 - self.ZERO)
+        step, middle = smoothing(weight, ranges)
         self.times = 1 / step
         # The half is for rounding: what follows cuts fractions off.
-        self.plus = self.ZERO + 0.5 - middle / step
-        self.linear = Int8Linear(weight, bias, step, middle, self.ZERO)
+        self.plus = ZERO + 0.5 - middle / step
+        self.linear = Int8Linear(weight, bias, step, middle, ZERO)
 
     def bytes_of(self, x: Tensor) -> Tensor:
         # By way of int16, because torch has no fast conversion of floats to unsigned bytes.
