@@ -65,8 +65,8 @@ def export(
     """Write both models as ONNX.
 
     OUT/retriever and OUT/reranker are folders for sentence-transformers with backend="onnx", or for whatever else
-    reads onnx/model.onnx. Each graph is compared with torch on padded batches; one that differs is refused. Needs
-    pip install 'tandemqa[onnx]'.
+    reads onnx/model.onnx. Each graph is compared with torch on padded batches; one that differs is refused. --int8 is
+    nearer to float32 once `index --precision int8` has calibrated the bundle. Needs pip install 'tandemqa[onnx]'.
 
     \b
     Examples:
