@@ -58,9 +58,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = copy_of(options.bundle, Path(folder) / "bundle")
         # On texts that are not measured: `tandemqa index` calibrates on some of those that it encodes.
-        asked = [queries[number] for number in unasked[:500]]
-        bundle.calibrate(asked, others)
-        theirs = Theirs(options.theirs, bundle, Path(folder), asked, others) if options.theirs else None
+        known = [queries[number] for number in unasked[:500]]
+        bundle.calibrate(known, others)
+        theirs = Theirs(options.theirs, bundle, Path(folder), known, others) if options.theirs else None
         vectors = compare("passages", len(passages), encoders(bundle, theirs, passages), options.rounds)
         exact = vectors.pop(THEIRS)
         for name, found in vectors.items():
