@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tandemqa.data.tokens import MAX_TOKENS
-from tandemqa.encoders.inputs import TokenBatch
+from tandemqa.encoders.inputs import TokenBatch, position_limit
+from tandemqa.encoders.onnx_weights import graph_of, read_into
 from tandemqa.encoders.packed import can_be_packed, packed
 from tandemqa.encoders.quantised import Ranges, has_int8
 from tandemqa.errors import TandemError, first_line
@@ -46,7 +46,7 @@ def resolve_model(source: str) -> str:
 
 
 def load_backbone(source: str, dropout: float) -> nn.Module:
-    """A Hugging Face encoder in float32, from safetensors only and without remote code."""
+    """A Hugging Face encoder in float32, without remote code: from safetensors, or else from an ONNX graph."""
     from transformers import AutoConfig, AutoModel
 
     folder = resolve_model(source)
@@ -55,6 +55,11 @@ def load_backbone(source: str, dropout: float) -> nn.Module:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
             if hasattr(config, name):
                 setattr(config, name, dropout)
+        graph = graph_of(Path(folder))
+        if graph is not None:
+            empty: Any = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+            read_into(empty, graph, lambda batch: hidden_states(empty, batch))
+            return _without_pooler(empty)
         model, loading = AutoModel.from_pretrained(
             folder,
             config=config,
@@ -72,11 +77,15 @@ def load_backbone(source: str, dropout: float) -> nn.Module:
         raise TandemError(
             f"The model {source!r} lacks weights ({missing[0]} and {len(missing) - 1} more); copy it again."
         )
+    return _without_pooler(model)
+
+
+def _without_pooler(model: nn.Module) -> nn.Module:
+    """The model, its pooler left untrained: it is there for the sake of other libraries, nothing here reads it."""
     pooler = getattr(model, "pooler", None)
     if pooler is not None:
-        # The pooler stands in the file for the sake of other libraries; nothing here reads its output.
         pooler.requires_grad_(False)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def load_tokenizer(source: str) -> Any:
@@ -140,17 +149,6 @@ def check_length(model: nn.Module, length: int, setting: str) -> None:
     most = position_limit(model.config)
     if length > most:
         raise TandemError(f"{setting} is {length}, but this encoder reads {most} tokens at most; set it to {most}.")
-
-
-def position_limit(config: Any) -> int:
-    """Tokens that an encoder of this configuration reads at most, special ones included."""
-    positions = int(getattr(config, "max_position_embeddings", MAX_TOKENS))
-    return min(positions - first_position(config), MAX_TOKENS)
-
-
-def first_position(config: Any) -> int:
-    """The position of an encoder's first token: RoBERTa and its kin count from behind the padding id."""
-    return int(config.pad_token_id) + 1 if "roberta" in config.model_type else 0
 
 
 def default_device() -> torch.device:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 from torch.utils.checkpoint import checkpoint
 
-from tandemqa.encoders.backbone import first_position
-from tandemqa.encoders.inputs import TokenBatch
+from tandemqa.encoders.inputs import TokenBatch, first_position
 from tandemqa.encoders.packed import GELU, NEVER, can_be_packed
 from tandemqa.encoders.step import Gradients, StepEncoder, WordTable, add_gradient
 
