@@ -143,6 +143,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bpe() -> Any:
+    """A byte-level tokeniser as RoBERTa's, trained on the tiny texts."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizer
+
+    trained = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained.train_from_iterator([text for _, text, _ in CORPUS], vocab_size=400, special_tokens=special)
+    state = json.loads(trained.to_str())["model"]
+    return RobertaTokenizer(vocab=state["vocab"], merges=[tuple(pair) for pair in state["merges"]])
+
+
+@pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 passages and 38 questions in BEIR layout: of five, three to train on, one for dev, one for test."""
     folder = tmp_path_factory.mktemp("tiny") / "dataset"

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS
 from sentence_transformers import CrossEncoder as TheirCrossEncoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 from test_bundle import TEXTS
-from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -24,7 +22,6 @@ from transformers import (
     ElectraForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
-    RobertaTokenizer,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
 )
@@ -62,16 +59,6 @@ def retriever(
     )
     made.save(str(out))
     return SentenceTransformer(str(out), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def bpe(tmp_path_factory: pytest.TempPathFactory) -> RobertaTokenizer:
-    """A byte-level tokeniser as RoBERTa's, trained on the tiny texts."""
-    trained = ByteLevelBPETokenizer()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trained.train_from_iterator([text for _, text, _ in CORPUS], vocab_size=400, special_tokens=special)
-    state = json.loads(trained.to_str())["model"]
-    return RobertaTokenizer(vocab=state["vocab"], merges=[tuple(pair) for pair in state["merges"]])
 
 
 def classifier(kind: str, model: Path, bpe: Any, out: Path, labels: int = 1) -> Path:
@@ -275,6 +262,35 @@ def test_weights_that_cannot_be_read_are_one_line(tiny_model: Path, bpe: Any, tm
 )
 def test_what_an_error_says_first(error: Exception, line: str) -> None:
     assert first_line(error) == line
+
+
+def test_a_reranker_made_of_modules_is_read_from_its_folder_alone(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle / "reranker", tmp_path / "model"))
+    theirs = TheirCrossEncoder(str(folder), device="cpu")
+    ours = read_reranker(str(folder))
+    ids, pairs = ours.tokenize(TEXTS), np.array([(0, 1), (2, 5), (7, 3), (5, 5)])
+    expected = theirs.predict([(TEXTS[query], TEXTS[passage]) for query, passage in pairs])
+    np.testing.assert_allclose(ours.score(ids, ids, pairs, precision="fp32"), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "message"),
+    [
+        ("modules.json", "pooling.Pooling", "lstm.LSTM", "made of Transformer, LSTM, Dense"),
+        ("2_Dense/config.json", "linear.Identity", "activation.Tanh", "does not give one linear score"),
+        ("1_Pooling/config.json", '"cls"', '["cls", "max"]', r"its pooling \(cls, max\) is not supported"),
+        ("config_sentence_transformers.json", "{}", '{"query": "query: "}', "it has prompts"),
+    ],
+)
+def test_a_reranker_of_other_modules_is_refused(
+    tiny_bundle: Path, tmp_path: Path, name: str, before: str, after: str, message: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle / "reranker", tmp_path / "model"))
+    text = (folder / name).read_text()
+    assert before in text
+    (folder / name).write_text(text.replace(before, after))
+    with pytest.raises(TandemError, match=message):
+        read_reranker(str(folder))
 
 
 # Both as a bundle

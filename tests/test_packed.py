@@ -23,7 +23,7 @@ SIZES: dict[str, Any] = {
 
 def bert(**settings: Any) -> BertModel:
     torch.manual_seed(0)
-    model = BertModel(BertConfig(**SIZES, **settings)).eval()
+    model = BertModel(BertConfig(**SIZES | settings)).eval()
     for parameter in model.parameters():  # biases and norms too
         torch.nn.init.normal_(parameter, std=0.3)
     return model

@@ -30,8 +30,9 @@ def bundle(
     """Make a bundle of two models, wherever they were trained.
 
     The retriever's pooling, prompts ("query: "), layers and length are read from its files; what cannot be read
-    exactly is refused. With DATA, the pair is measured and learns what a trained one does at its end: the weights of
-    both scores, when no answer is good, and when re-ranking may stop.
+    exactly is refused. Weights are read from safetensors, or else from a folder's ONNX graph. With DATA, the pair is
+    measured and learns what a trained one does at its end: the weights of both scores, when no answer is good, and
+    when re-ranking may stop.
 
     \b
     Examples:
@@ -49,6 +50,38 @@ def bundle(
         typer.echo(Report.from_json(made.about["metrics"]).table())
         typer.echo()
     typer.echo(f"The bundle is {made.folder}. Next: tandemqa index {out} DATA --out INDEX")
+
+
+@app.command()
+def export(
+    bundle: BundlePath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an earlier export is replaced.")],
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Also graphs in int8, for CPUs with AVX512-VNNI: model_qint8_avx512_vnni.onnx."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write both models as ONNX.
+
+    OUT/retriever and OUT/reranker are folders for sentence-transformers with backend="onnx", or for whatever else
+    reads onnx/model.onnx. Each graph is compared with torch on padded batches; one that differs is refused. --int8 is
+    nearer to float32 once `index --precision int8` has calibrated the bundle. Needs pip install 'tandemqa[onnx]'.
+
+    \b
+    Examples:
+      tandemqa export run my-onnx
+      tandemqa export run my-onnx --int8
+    """
+    from tandemqa.encoders.onnx_export import export as run_export
+
+    exported = run_export(bundle, out, int8)
+    if as_json:
+        print_json(asdict(exported) | {"folder": str(exported.folder)})
+        return
+    typer.echo(f"Exported to {exported.folder}; states differ from torch's by {exported.difference:.1e} at most.")
+    if exported.cosine is not None:
+        typer.echo(f"In int8 their mean cosine to torch's is {exported.cosine:.4f}.")
 
 
 @app.command()

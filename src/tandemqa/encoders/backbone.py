@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tandemqa.data.tokens import MAX_TOKENS
-from tandemqa.encoders.inputs import TokenBatch
+from tandemqa.encoders.inputs import TokenBatch, position_limit
+from tandemqa.encoders.onnx_weights import graph_of, read_into
 from tandemqa.encoders.packed import can_be_packed, packed
 from tandemqa.encoders.quantised import Ranges, has_int8
 from tandemqa.errors import TandemError, first_line
@@ -46,7 +46,7 @@ def resolve_model(source: str) -> str:
 
 
 def load_backbone(source: str, dropout: float) -> nn.Module:
-    """A Hugging Face encoder in float32, from safetensors only and without remote code."""
+    """A Hugging Face encoder in float32, without remote code: from safetensors, or else from an ONNX graph."""
     from transformers import AutoConfig, AutoModel
 
     folder = resolve_model(source)
@@ -55,6 +55,11 @@ def load_backbone(source: str, dropout: float) -> nn.Module:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
             if hasattr(config, name):
                 setattr(config, name, dropout)
+        graph = graph_of(Path(folder))
+        if graph is not None:
+            empty: Any = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+            read_into(empty, graph, lambda batch: hidden_states(empty, batch))
+            return _without_pooler(empty)
         model, loading = AutoModel.from_pretrained(
             folder,
             config=config,
@@ -72,11 +77,15 @@ def load_backbone(source: str, dropout: float) -> nn.Module:
         raise TandemError(
             f"The model {source!r} lacks weights ({missing[0]} and {len(missing) - 1} more); copy it again."
         )
+    return _without_pooler(model)
+
+
+def _without_pooler(model: nn.Module) -> nn.Module:
+    """The model, its pooler left untrained: it is there for the sake of other libraries, nothing here reads it."""
     pooler = getattr(model, "pooler", None)
     if pooler is not None:
-        # The pooler stands in the file for the sake of other libraries; nothing here reads its output.
         pooler.requires_grad_(False)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def load_tokenizer(source: str) -> Any:
@@ -95,42 +104,9 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
-class WordTable:
-    """The word embeddings of the tokens that a training step reads, looked up once for all of its batches.
-
-    A lookup's gradient is as large as the vocabulary; made once a step instead of once a batch, it costs next to
-    nothing. The gradient is the same.
-    """
-
-    def __init__(self, model: nn.Module, batches: Sequence[TokenBatch], cut: bool = False) -> None:
-        """`cut`: gather the gradient here, over any number of backward passes, until `backward` hands it on."""
-        words: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
-        self.row = torch.zeros(words.num_embeddings, dtype=torch.int64, device=words.weight.device)
-        ids = torch.cat([torch.empty(0, dtype=torch.int64), *(batch.input_ids.flatten() for batch in batches)])
-        ids = torch.unique(ids).to(words.weight.device)
-        self.row[ids] = torch.arange(len(ids), device=ids.device)
-        self.looked_up: Tensor = words(ids)
-        self.vectors = self.looked_up
-        if cut and self.looked_up.requires_grad:
-            self.vectors = self.looked_up.detach().requires_grad_()
-
-    def backward(self) -> None:
-        """Hand the gathered gradient on to the embeddings' weights."""
-        if self.vectors.is_leaf and self.vectors.grad is not None:
-            self.looked_up.backward(self.vectors.grad)  # type: ignore[no-untyped-call]
-
-    def __getitem__(self, input_ids: Tensor) -> Tensor:
-        """Word embeddings, shape (N, L, d), of ids of shape (N, L)."""
-        return nn.functional.embedding(self.row[input_ids], self.vectors)
-
-
-def hidden_states(model: nn.Module, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
+def hidden_states(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Last hidden states, shape (N, L, d)."""
-    inputs = {"attention_mask": batch.attention_mask}
-    if words is None:
-        inputs["input_ids"] = batch.input_ids
-    else:
-        inputs["inputs_embeds"] = words[batch.input_ids]
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if batch.type_ids is not None:
         inputs["token_type_ids"] = batch.type_ids
     states: Tensor = model(**inputs).last_hidden_state
@@ -175,14 +151,6 @@ def check_length(model: nn.Module, length: int, setting: str) -> None:
         raise TandemError(f"{setting} is {length}, but this encoder reads {most} tokens at most; set it to {most}.")
 
 
-def position_limit(config: Any) -> int:
-    """Tokens that an encoder of this configuration reads at most, special ones included."""
-    positions = int(getattr(config, "max_position_embeddings", MAX_TOKENS))
-    # RoBERTa and its kin count positions from behind the padding id.
-    first = int(config.pad_token_id) + 1 if "roberta" in config.model_type else 0
-    return min(positions - first, MAX_TOKENS)
-
-
 def default_device() -> torch.device:
     """The first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -199,6 +167,12 @@ def autocast(device: torch.device, enabled: bool = True, remember: bool = False)
     """
     enabled = enabled and has_bfloat16(device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=remember)
+
+
+def product_dtype(model: nn.Module, precision: Precision) -> torch.dtype:
+    """What a model in training computes its matrix products in."""
+    bfloat16 = precision == "auto" and has_bfloat16(device_of(model))
+    return torch.bfloat16 if bfloat16 else next(model.parameters()).dtype
 
 
 def for_inference(

@@ -17,7 +17,6 @@ from tandemqa.encoders.backbone import (
     BASE_MODEL,
     Pooling,
     Precision,
-    WordTable,
     check_length,
     default_device,
     device_of,
@@ -123,13 +122,13 @@ class CrossEncoder(nn.Module):
         """Glue a query's and a passage's ids together; also where the second segment begins."""
         return self.format.pair(query, passage, self.config.pair_length)
 
-    def forward(self, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
+    def forward(self, batch: TokenBatch) -> Tensor:
         """Scores of a padded batch of pairs, float32 of shape (N,)."""
-        return self.scores(self.vectors(batch, words))
+        return self.scores(self.pooled(hidden_states(self.encoder, batch), batch))
 
-    def vectors(self, batch: TokenBatch, words: WordTable | None = None) -> Tensor:
-        """Pooled states of a padded batch of pairs, float32 of shape (N, d)."""
-        return pool(hidden_states(self.encoder, batch, words), batch.attention_mask, self.config.pooling)
+    def pooled(self, states: Tensor, batch: TokenBatch) -> Tensor:
+        """The vectors (N, d), float32, that last hidden states (N, L, d) of pairs make; `scores` reads them."""
+        return pool(states, batch.attention_mask, self.config.pooling)
 
     def scores(self, vectors: Tensor) -> Tensor:
         """Scores, float32 of shape (N,), of pooled states (N, d)."""
@@ -170,7 +169,7 @@ class CrossEncoder(nn.Module):
         def read(rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Tensor]:
             framed = [self.frame(queries[int(q)], passages[int(p)]) for q, p in pairs[rows]]
             batch = self.format.pad([ids for ids, _ in framed], [start for _, start in framed]).to(device)
-            return rows, pool(states_of(batch), batch.attention_mask, self.config.pooling)
+            return rows, self.pooled(states_of(batch), batch)
 
         batches = threads.batches(lengths, token_budget, device)
         for rows, vectors in threads.without_gradient(read, batches, device):

@@ -18,7 +18,6 @@ from tandemqa.encoders.backbone import (
     BASE_MODEL,
     Pooling,
     Precision,
-    WordTable,
     check_length,
     default_device,
     device_of,
@@ -149,11 +148,12 @@ class DualEncoder(nn.Module):
         """The encoder of one side."""
         return self.query_tower if side == "query" else self.passage_tower
 
-    def forward(self, batch: TokenBatch, tower: Tower, words: WordTable | None = None) -> Tensor:
+    def forward(self, batch: TokenBatch, tower: Tower) -> Tensor:
         """Vectors of a padded batch, float32 of shape (N, d), of unit length if the similarity is cosine."""
-        return self._pooled(hidden_states(self.tower(tower), batch, words), batch)
+        return self.pooled(hidden_states(self.tower(tower), batch), batch)
 
-    def _pooled(self, states: Tensor, batch: TokenBatch) -> Tensor:
+    def pooled(self, states: Tensor, batch: TokenBatch) -> Tensor:
+        """The vectors (N, d) that last hidden states (N, L, d) of either tower make."""
         vectors = pool(states, batch.attention_mask, self.config.pooling)
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = self.dense(vectors)
@@ -175,7 +175,7 @@ class DualEncoder(nn.Module):
         """
         vectors = np.empty((len(texts), self.size), dtype=np.float32)
         for rows, states, batch in self._read(texts, tower, token_budget, show, precision):
-            vectors[rows] = self._pooled(states, batch).float().cpu().numpy()
+            vectors[rows] = self.pooled(states, batch).float().cpu().numpy()
         return vectors
 
     @torch.inference_mode()

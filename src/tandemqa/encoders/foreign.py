@@ -6,14 +6,17 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from tandemqa.data.tokens import MAX_TOKENS
-from tandemqa.encoders.backbone import default_device, load_tokenizer, position_limit, resolve_model
+from tandemqa.encoders.backbone import default_device, load_tokenizer, resolve_model
 from tandemqa.encoders.bundle import MANIFEST, check_bundle
 from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
 from tandemqa.encoders.dense import Activation, Dense
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
+from tandemqa.encoders.inputs import TokenBatch, position_limit
+from tandemqa.encoders.layout import IDENTITY, load_head
+from tandemqa.encoders.onnx_weights import graph_of, read_into
 from tandemqa.errors import TandemError, first_line
 from tandemqa.files import read_json
 
@@ -63,7 +66,7 @@ def read_retriever(source: str) -> DualEncoder:
 
 def read_reranker(source: str) -> CrossEncoder:
     """The re-ranker of a bundle or a run of ours, or a cross-encoder with one label from a folder or a hub: a
-    sequence classifier of the kinds in CLASSIFIERS.
+    sequence classifier of the kinds in CLASSIFIERS, or Transformer, Pooling and Dense as we write them.
 
     Its score is the logit. Where sentence-transformers puts it through a sigmoid, the order is the same, and the
     logit still tells apart what rounds to 1. Anything that cannot be read exactly is a `TandemError`.
@@ -73,6 +76,13 @@ def read_reranker(source: str) -> CrossEncoder:
         place, known = own
         return CrossEncoder.load(_read_as(RerankerConfig, known | {"model": str(place)}, source))
     folder = _local(source)
+    if any(_settings(folder).get("prompts", {}).values()):
+        raise TandemError(f"{source} cannot be the re-ranker: it has prompts, which are not supported for pairs.")
+    head = load_head(str(folder))
+    if head is not None:
+        pooling = _pooling_before(head, folder, source)
+        settings = {"model": str(folder), "pooling": pooling, "pair_length": _length(folder)}
+        return CrossEncoder.load(_read_as(RerankerConfig, settings, source))
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
     labels = len(config.get("id2label") or range(config.get("num_labels", 2)))
@@ -81,8 +91,6 @@ def read_reranker(source: str) -> CrossEncoder:
             f"{source} cannot be the re-ranker: it is {_named(config)} with {labels} labels, and what is read are "
             f"sequence classifiers of the kinds {', '.join(CLASSIFIERS)} with one label."
         )
-    if any(_settings(folder).get("prompts", {}).values()):
-        raise TandemError(f"{source} cannot be the re-ranker: it has prompts, which are not supported for pairs.")
     settings = {"model": str(folder), "pooling": "cls", "pair_length": _length(folder)}
     read_as = _read_as(RerankerConfig, settings, source)
     model, (inner, activation, outer) = _classifier(folder, source), CLASSIFIERS[kind]
@@ -139,10 +147,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _retriever_modules(folder: Path, source: str) -> dict[str, Any]:
     """The settings that the modules of a sentence-transformers model amount to."""
-    modules = [
-        (str(module["type"]).rpartition(".")[2], folder / module["path"])
-        for module in read_json(folder / "modules.json")
-    ]
+    modules = _modules(folder)
     kinds = [kind for kind, _ in modules]
     layers = kinds[2:-1] if kinds[-1] == "Normalize" else kinds[2:]
     if kinds[:2] != ["Transformer", "Pooling"] or set(layers) - {"Dense"} or modules[0][1] != folder:
@@ -150,14 +155,7 @@ def _retriever_modules(folder: Path, source: str) -> dict[str, Any]:
             f"{source} cannot be the retriever: it is made of {', '.join(kinds)}, and what is read is Transformer, "
             "Pooling, any Dense, and at most one Normalize at the end."
         )
-    pooling = read_json(modules[1][1] / "config.json")
-    modes = pooling.get("pooling_mode") or [name for key, name in POOLING_KEYS.items() if pooling.get(key)]
-    modes = [modes] if isinstance(modes, str) else list(modes)
-    if len(modes) != 1 or not pooling.get("include_prompt", True):
-        raise TandemError(
-            f"{source} cannot be the retriever: its pooling ({', '.join(modes) or 'none'}"
-            f"{'' if pooling.get('include_prompt', True) else ', without the prompt'}) is not supported."
-        )
+    pooling = _pooling(modules[1][1], f"{source} cannot be the retriever")
     similarity = _settings(folder).get("similarity_fn_name") or "cosine"
     if similarity not in ("cosine", "dot"):
         raise TandemError(f"{source} cannot be the retriever: it compares by {similarity}, not by cosine or dot.")
@@ -166,7 +164,39 @@ def _retriever_modules(folder: Path, source: str) -> dict[str, Any]:
         tokenizer = load_tokenizer(str(folder))
         if tokenizer.tokenize("ÉA") != tokenizer.tokenize("éa"):
             raise TandemError(f"{source} cannot be the retriever: its texts are lowercased outside its tokeniser.")
-    return {"pooling": modes[0], "similarity": "cosine" if kinds[-1] == "Normalize" else similarity}
+    return {"pooling": pooling, "similarity": "cosine" if kinds[-1] == "Normalize" else similarity}
+
+
+def _pooling_before(head: nn.Linear, folder: Path, source: str) -> str:
+    """The pooling of a cross-encoder that is made of modules, `head` in the last of them."""
+    modules = _modules(folder)
+    kinds = [kind for kind, _ in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) != {"Dense"} or modules[0][1] != folder:
+        raise TandemError(
+            f"{source} cannot be the re-ranker: it is made of {', '.join(kinds)}, and what is read is Transformer, "
+            "Pooling and Dense."
+        )
+    if head.out_features != 1 or read_json(modules[-1][1] / "config.json")["activation_function"] != IDENTITY:
+        raise TandemError(f"{source} cannot be the re-ranker: its last layer does not give one linear score.")
+    return _pooling(modules[1][1], f"{source} cannot be the re-ranker")
+
+
+def _modules(folder: Path) -> list[tuple[str, Path]]:
+    """The kinds and places of a model's modules."""
+    modules = read_json(folder / "modules.json")
+    return [(str(module["type"]).rpartition(".")[2], folder / module["path"]) for module in modules]
+
+
+def _pooling(folder: Path, refusal: str) -> str:
+    """The mode of a Pooling module; one of several modes, or one that leaves the prompt out, is refused."""
+    pooling = read_json(folder / "config.json")
+    modes = pooling.get("pooling_mode") or [name for key, name in POOLING_KEYS.items() if pooling.get(key)]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    with_prompt = pooling.get("include_prompt", True)
+    if len(modes) != 1 or not with_prompt:
+        described = f"{', '.join(modes) or 'none'}{'' if with_prompt else ', without the prompt'}"
+        raise TandemError(f"{refusal}: its pooling ({described}) is not supported.")
+    return str(modes[0])
 
 
 def _prompts(folder: Path) -> dict[str, str]:
@@ -192,6 +222,12 @@ def _config(folder: Path) -> Any:
 def _classifier(folder: Path, source: str) -> Any:
     from transformers import AutoModelForSequenceClassification
 
+    graph = graph_of(folder)
+    if graph is not None:
+        auto: Any = AutoModelForSequenceClassification
+        empty = auto.from_config(_config(folder), dtype=torch.float32)
+        read_into(empty, graph, lambda batch: _logits(empty, batch))
+        return empty
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
@@ -203,6 +239,12 @@ def _classifier(folder: Path, source: str) -> Any:
             f"The re-ranker {source} lacks weights ({sorted(loading['missing_keys'])[0]}); copy it again."
         )
     return model
+
+
+def _logits(model: nn.Module, batch: TokenBatch) -> Tensor:
+    types = {} if batch.type_ids is None else {"token_type_ids": batch.type_ids}
+    logits: Tensor = model(batch.input_ids, attention_mask=batch.attention_mask, **types).logits
+    return logits
 
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:

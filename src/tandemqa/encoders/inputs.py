@@ -112,6 +112,17 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:
     return [_ids(ids) for ids in encoded["input_ids"]]
 
 
+def position_limit(config: Any) -> int:
+    """Tokens that an encoder of this configuration reads at most, special ones included."""
+    positions = int(getattr(config, "max_position_embeddings", MAX_TOKENS))
+    return min(positions - first_position(config), MAX_TOKENS)
+
+
+def first_position(config: Any) -> int:
+    """The position of an encoder's first token: RoBERTa and its kin count from behind the padding id."""
+    return int(config.pad_token_id) + 1 if "roberta" in config.model_type else 0
+
+
 def prompt_ids(tokenizer: Any, prompt: str) -> Ids:
     """The token ids of a prompt as they stand before any text; a tokeniser that joins them is a `TandemError`."""
     if not prompt:

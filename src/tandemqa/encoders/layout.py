@@ -18,7 +18,8 @@ MANIFEST = "tandem.json"
 
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
-NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
+# Where it lies in releases 5 and 6 both.
+NORMALIZE = "sentence_transformers.sentence_transformer.modules.Normalize"
 DENSE = "sentence_transformers.base.modules.dense.Dense"
 ROUTER = "sentence_transformers.base.modules.router.Router"
 IDENTITY = "torch.nn.modules.linear.Identity"

@@ -23,6 +23,8 @@ and the product's name: "0.read"."""
 PRODUCTS = ("read", "gather", "widen", "narrow")
 # SmoothQuant's alpha: 1 gives every channel its whole byte, 0 gives it to the weights.
 ALPHA = 0.8
+# The byte that stands for the middle of a channel.
+ZERO = 128
 # The smallest value of GELU.
 GELU_LOW = -0.17
 # Neurons that may be added to a layer, as a share of those it has.
@@ -37,15 +39,27 @@ def has_int8() -> bool:
     return bool(torch.cpu._is_vnni_supported())
 
 
+def in_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix (out, in) as signed bytes, and the scale of each row, (out,)."""
+    scale = weight.abs().amax(1).clamp_min(TINY) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+def smoothing(weight: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
+    """The step and the middle of each channel that a product (out, in) reads, both (in,), for bytes around ZERO;
+    `ranges` are the channels', (2, in)."""
+    middle, half = (ranges[0] + ranges[1]) / 2, ((ranges[1] - ranges[0]) / 2).clamp_min(TINY)
+    factor = half**ALPHA / weight.abs().amax(0).clamp_min(TINY) ** (1 - ALPHA)
+    return factor * (half / factor).max() / (255 - ZERO), middle
+
+
 class Int8Linear:
     """`x W' + b`, for x as bytes; `step` and `middle` are those of the module's docstring, of shape (d,)."""
 
     def __init__(self, weight: Tensor, bias: Tensor, step: Tensor, middle: Tensor, zero: int) -> None:
-        scaled = weight * step
         self.zero = zero
         self.bias = bias + weight @ middle
-        self.scale = scaled.abs().amax(1).clamp_min(TINY) / 127
-        rounded = (scaled / self.scale[:, None]).round().to(torch.int8)
+        rounded, self.scale = in_bytes(weight * step)
         self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
         self.weight_zero = torch.zeros(len(weight), dtype=torch.int64)
 
@@ -68,16 +82,12 @@ class Int8Linear:
 class SmoothedLinear:
     """`x W' + b` for floats x, which it turns into bytes by the ranges of its channels, float32 of shape (2, d)."""
 
-    ZERO = 128
-
     def __init__(self, weight: Tensor, bias: Tensor, ranges: Tensor) -> None:
-        middle, half = (ranges[0] + ranges[1]) / 2, ((ranges[1] - ranges[0]) / 2).clamp_min(TINY)
-        factor = half**ALPHA / weight.abs().amax(0).clamp_min(TINY) ** (1 - ALPHA)
-        step = factor * (half / factor).max() / (255 - self.ZERO)
+        step, middle = smoothing(weight, ranges)
         self.times = 1 / step
         # The half is for rounding: what follows cuts fractions off.
-        self.plus = self.ZERO + 0.5 - middle / step
-        self.linear = Int8Linear(weight, bias, step, middle, self.ZERO)
+        self.plus = ZERO + 0.5 - middle / step
+        self.linear = Int8Linear(weight, bias, step, middle, ZERO)
 
     def bytes_of(self, x: Tensor) -> Tensor:
         # By way of int16, because torch has no fast conversion of floats to unsigned bytes.
@@ -106,17 +116,8 @@ class Int8Feedforward:
 
     def __init__(self, widen: nn.Linear, narrow: nn.Linear, reads: Tensor, wide: Tensor, variant: str) -> None:
         self.variant = variant
-        most, copies = _split(wide[1])
-        neurons = torch.arange(len(wide[1])).repeat_interleave(copies)
-        first = torch.cumsum(copies, 0) - copies
-        lower = (torch.arange(len(neurons)) - first[neurons]) * most
-        weight, bias, out = widen.weight[neurons], widen.bias[neurons] - lower, narrow.weight[:, neurons]
-        blank = -len(neurons) % BLOCK
-        weight, bias, out = (nn.functional.pad(t, pad) for t, pad in (
-            (weight, (0, 0, 0, blank)), (bias, (0, blank)), (out, (0, blank))
-        ))  # fmt: skip
-        self.step = (most - GELU_LOW) / 255
-        self.zero = round(-GELU_LOW / self.step)
+        weight, bias, out, most = split_neurons(widen, narrow, wide)
+        self.step, self.zero = feedforward_bytes(most)
         self.widen = SmoothedLinear(weight, bias, reads)
         step = torch.full((len(weight),), self.step)
         self.narrow = Int8Linear(out, narrow.bias, step, torch.zeros_like(step), self.zero)
@@ -124,6 +125,26 @@ class Int8Feedforward:
     def __call__(self, x: Tensor) -> Tensor:
         wide = self.widen.linear.gelu(self.widen.bytes_of(x), self.variant, self.step, self.zero)
         return self.narrow(wide, torch.float32)
+
+
+def split_neurons(widen: nn.Linear, narrow: nn.Linear, wide: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The neurons as `Int8Feedforward` splits them, by what GELU's ranges (2, in) are: the weight and bias of the
+    product before it, the weight of the one behind it, and `most`, where each is cut off."""
+    most, copies = _split(wide[1])
+    neurons = torch.arange(len(wide[1])).repeat_interleave(copies)
+    first = torch.cumsum(copies, 0) - copies
+    lower = (torch.arange(len(neurons)) - first[neurons]) * most
+    weight, bias, out = widen.weight[neurons], widen.bias[neurons] - lower, narrow.weight[:, neurons]
+    blank = -len(neurons) % BLOCK
+    pads = (weight, (0, 0, 0, blank)), (bias, (0, blank)), (out, (0, blank))
+    weight, bias, out = (nn.functional.pad(values, pad) for values, pad in pads)
+    return weight, bias, out, most
+
+
+def feedforward_bytes(most: float) -> tuple[float, int]:
+    """The step and the zero of bytes that reach from GELU's smallest value to `most`."""
+    step = (most - GELU_LOW) / 255
+    return step, round(-GELU_LOW / step)
 
 
 def _split(high: Tensor) -> tuple[float, Tensor]:

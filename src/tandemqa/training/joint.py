@@ -1,17 +1,25 @@
 """The joint step: both models score the same lists, and one loss on the two score matrices trains them both."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from tandemqa.encoders.backbone import Precision, WordTable, autocast, device_of, use_fast_attention
+from tandemqa.encoders.backbone import (
+    Precision,
+    autocast,
+    device_of,
+    hidden_states,
+    product_dtype,
+    use_fast_attention,
+)
 from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder, Tower
 from tandemqa.encoders.inputs import TokenBatch
+from tandemqa.encoders.lean import LeanEncoder, for_step
+from tandemqa.encoders.step import StepEncoder
 from tandemqa.training.batch import ListBatch, Part
 from tandemqa.training.losses import (
     Direction,
@@ -93,13 +101,15 @@ class Outputs(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One encoder's work on a batch: its parts, the shape of the vectors that it gives for all of them, and how."""
+    """One encoder's work on a batch: its parts, the shape of the vectors that it gives for all of them, how states
+    become vectors, whether it learns, and those parameters behind it that do."""
 
     parts: list[Part]
     shape: tuple[int, int]
-    vectors: Callable[[TokenBatch, WordTable], Tensor]
     encoder: nn.Module
-    parameters: list[nn.Parameter]
+    pooled: Callable[[Tensor, TokenBatch], Tensor]
+    learns: bool
+    behind: list[nn.Parameter]
 
 
 class JointModel(nn.Module):
@@ -150,9 +160,9 @@ class JointModel(nn.Module):
         outputs = {}
         with self.autocast(remember=True):
             for name, task in self.tasks(batch).items():
-                with torch.set_grad_enabled(torch.is_grad_enabled() and bool(task.parameters)):
-                    words = WordTable(task.encoder, [part for _, part in task.parts])
-                    values = [task.vectors(part.to(self.device), words) for _, part in task.parts]
+                with torch.set_grad_enabled(torch.is_grad_enabled() and task.learns):
+                    parts = [part.to(self.device) for _, part in task.parts]
+                    values = [task.pooled(hidden_states(task.encoder, part), part) for part in parts]
                     places = torch.cat([rows for rows, _ in task.parts]).to(self.device)
                     empty = values[0].new_zeros(task.shape)
                     outputs[name] = empty.index_put((places,), torch.cat(values))
@@ -161,23 +171,30 @@ class JointModel(nn.Module):
     def tasks(self, batch: ListBatch) -> dict[str, Task]:
         """The encoders' work on a batch, by the name of what it gives in `Outputs`."""
         tasks = {}
-        learning = list(self.learning_parameters())
         if self.retriever is not None:
-            size, parameters = self.retriever.size, [p for name, p in learning if name.startswith("retriever")]
+            size, learns = self.retriever.size, self.retriever_learns
+            behind = list(self.retriever.dense.parameters()) if learns else []
             sides: dict[Tower, tuple[str, list[Part], int]] = {
                 "query": ("queries", batch.queries, len(batch.mask)),
                 "passage": ("passages", batch.passages, batch.distinct),
             }
             for side, (name, parts, count) in sides.items():
-                embed, tower = partial(self._embed, side), self.retriever.tower(side)
-                tasks[name] = Task(parts, (count, size), embed, tower, parameters)
+                tower = self.retriever.tower(side)
+                tasks[name] = Task(parts, (count, size), tower, self.retriever.pooled, learns, behind)
         if self.reranker is not None:
             encoder = self.reranker.encoder
-            size = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
-            parameters = [p for name, p in learning if name.startswith("reranker.encoder")]
-            shape = (batch.mask.numel(), size)
-            tasks["pairs"] = Task(batch.pairs, shape, self.reranker.vectors, encoder, parameters)
+            shape = (batch.mask.numel(), int(encoder.config.hidden_size))  # type: ignore[union-attr, arg-type]
+            tasks["pairs"] = Task(batch.pairs, shape, encoder, self.reranker.pooled, self.reranker_learns, [])
         return tasks
+
+    def step_encoders(self, tasks: Collection[Task]) -> dict[nn.Module, StepEncoder | LeanEncoder]:
+        """The encoders of these tasks for the time of a step, by the encoder itself; a shared tower is one."""
+        batches: dict[nn.Module, list[TokenBatch]] = {}
+        for task in tasks:
+            batches.setdefault(task.encoder, []).extend(part for _, part in task.parts)
+        learns = {task.encoder: task.learns for task in tasks}
+        dtype = product_dtype(self, self.precision)
+        return {encoder: for_step(encoder, read, learns[encoder], dtype) for encoder, read in batches.items()}
 
     def scores(self, outputs: Outputs, batch: ListBatch) -> tuple[Tensor, Tensor]:
         """The score matrices (B, n) that the encoders' outputs make."""
@@ -217,10 +234,6 @@ class JointModel(nn.Module):
                 encoder.activation_checkpointing_disable()  # type: ignore[operator]
             else:
                 encoder.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-
-    def _embed(self, side: Tower, batch: TokenBatch, words: WordTable) -> Tensor:
-        vectors: Tensor = self.retriever(batch, side, words)  # type: ignore[misc]
-        return vectors
 
     def _backbones(self) -> list[nn.Module]:
         towers = [] if self.retriever is None else [self.retriever.query_tower, self.retriever.passage_tower]

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from tandemqa.encoders import threads
-from tandemqa.encoders.backbone import WordTable
 from tandemqa.encoders.inputs import TokenBatch
-from tandemqa.training.batch import ListBatch, kept_rows
+from tandemqa.encoders.lean import LeanEncoder
+from tandemqa.encoders.step import Gradients, StepEncoder, add_gradient
+from tandemqa.training.batch import ListBatch, Part, kept_rows
 from tandemqa.training.joint import JointModel, Outputs, Task
 
 
 class Piece(NamedTuple):
-    """A part of a task, and the word vectors that all parts of the task look up.
+    """A part of a task, and the encoder for this step that all its parts share.
 
     `again`: what led to its vectors is not kept, but computed a second time for the gradient.
     """
@@ -31,7 +32,7 @@ class Piece(NamedTuple):
     task: Task
     rows: Tensor
     part: TokenBatch
-    words: WordTable
+    encoder: StepEncoder | LeanEncoder
     again: bool = True
 
     @property
@@ -41,7 +42,7 @@ class Piece(NamedTuple):
 
     @property
     def learns(self) -> bool:
-        return bool(self.task.parameters)
+        return self.task.learns
 
 
 class Computed(NamedTuple):
@@ -64,7 +65,8 @@ class Passes:
         # Dropout inside the encoders draws from one stream, in order, and a GPU is one.
         self.alone = model.draws() or model.device.type != "cpu"
         self.tasks = model.tasks(batch)
-        pieces = [piece for name, task in self.tasks.items() for piece in _pieces(name, task, task.parts)]
+        self.encoders = model.step_encoders(self.tasks.values())
+        pieces = [piece for name in self.tasks for piece in self._pieces(name, self.tasks[name].parts)]
         pieces = _with_kept(pieces, kept_tokens)
         self.tokens_again = sum(piece.tokens for piece in pieces if piece.again)
         self.computed = threads.in_threads(self._compute, self._shares(pieces))
@@ -75,7 +77,7 @@ class Passes:
             outputs[name] = torch.zeros(task.shape, dtype=dtype, device=model.device)
             for one in done:
                 outputs[name][one.piece.rows.to(model.device)] = one.vectors.detach()
-            outputs[name].requires_grad_(bool(task.parameters))
+            outputs[name].requires_grad_(task.learns)
         self.outputs = Outputs(**outputs)
 
     def backward(self, keep: float = 1.0) -> int:
@@ -92,21 +94,29 @@ class Passes:
                 piece
                 for name, task in self.tasks.items()
                 if (gradient := self._gradient(name)) is not None
-                for piece in _pieces(name, task, kept_rows(task.parts, _worth_keeping(gradient, keep).cpu()))
+                for piece in self._pieces(name, kept_rows(task.parts, _worth_keeping(gradient, keep).cpu()))
             ]
             work = [[Computed(piece, torch.empty(0), None) for piece in share] for share in self._shares(pieces)]
         # The shares' gradients are added in their order, so that the same numbers of threads give the same sums.
+        total: Gradients = {}
         for gradients in threads.in_threads(self._backward, work):
-            for parameter, gradient in gradients.items():
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        words = {id(done.piece.words): done.piece.words for share in work for done in share}
-        for table in words.values():
-            table.backward()
+            for leaf, gradient in gradients.items():
+                total[leaf] = total[leaf].add_(gradient) if leaf in total else gradient
+        for task in self.tasks.values():
+            for parameter in task.behind:
+                if parameter in total:
+                    add_gradient(parameter, total.pop(parameter))
+        for encoder in self.encoders.values():
+            encoder.backward(total)
         if keep == 1:
             _set_random_state(self.model.device, after)
         return sum(
             done.piece.tokens for share in work for done in share if self._gradient(done.piece.name) is not None
         )
+
+    def _pieces(self, name: str, parts: Sequence[Part]) -> list[Piece]:
+        task = self.tasks[name]
+        return [Piece(name, task, rows, part, self.encoders[task.encoder]) for rows, part in parts]
 
     def _shares(self, pieces: list[Piece]) -> list[list[Piece]]:
         """The pieces by threads."""
@@ -125,9 +135,9 @@ class Passes:
                     done.append(Computed(piece, self._vectors(piece), random))
         return done
 
-    def _backward(self, share: Sequence[Computed]) -> dict[Tensor, Tensor]:
-        """The way back of a thread: the gradients of its pieces, added up."""
-        total: dict[Tensor, Tensor] = {}
+    def _backward(self, share: Sequence[Computed]) -> Gradients:
+        """The way back of a thread: the gradients of its pieces, added up, in float32 or more."""
+        total: Gradients = {}
         # The way back through what is kept frees it, and leaves its room to the others.
         for piece, vectors, random in sorted(share, key=lambda done: done.piece.again):
             gradient = self._gradient(piece.name)
@@ -138,28 +148,23 @@ class Passes:
                     _set_random_state(self.model.device, random)
                 with self.model.autocast():
                     vectors = self._vectors(piece)
-            leaves: list[Tensor] = [*piece.task.parameters]
-            if piece.words.vectors.requires_grad:
-                leaves.append(piece.words.vectors)
+            leaves = [*piece.encoder.leaves, *piece.task.behind]
             rows = piece.rows.to(self.model.device)
             found = torch.autograd.grad(vectors, leaves, gradient[rows], allow_unused=True)
             for leaf, own in zip(leaves, found, strict=True):
-                if own is not None:
-                    total[leaf] = total[leaf].add_(own) if leaf in total else own.contiguous()
+                if own is not None and leaf in total:
+                    total[leaf].add_(own)
+                elif own is not None:
+                    total[leaf] = own.to(torch.promote_types(own.dtype, torch.float32)).contiguous()
         return total
 
     def _vectors(self, piece: Piece) -> Tensor:
-        return piece.task.vectors(piece.part.to(self.model.device), piece.words)
+        part = piece.part.to(self.model.device)
+        return piece.task.pooled(piece.encoder(part), part)
 
     def _gradient(self, name: str) -> Tensor | None:
         gradient: Tensor | None = getattr(self.outputs, name).grad
         return gradient
-
-
-def _pieces(name: str, task: Task, parts: Sequence[tuple[Tensor, TokenBatch]]) -> list[Piece]:
-    with torch.set_grad_enabled(bool(task.parameters)):
-        words = WordTable(task.encoder, [part for _, part in parts], cut=True)
-    return [Piece(name, task, rows, part, words) for rows, part in parts]
 
 
 def _with_kept(pieces: list[Piece], room: float) -> list[Piece]:
