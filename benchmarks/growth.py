@@ -163,7 +163,7 @@ def plot(rows: list[dict], path: Path) -> None:
         "batch": "lists in a step",
         "depth": "layers",
     }
-    figure, axes = pyplot.subplots(2, len(names), figsize=(12, 5), sharey="row", layout="constrained")
+    figure, axes = pyplot.subplots(2, len(names), figsize=(12, 5), layout="constrained")
     for column, (name, label) in enumerate(names.items()):
         own = [row for row in rows if all(row["cell"][n] == v for n, v in BASE.items() if n not in (name, "batch"))]
         own = [row for row in own if name == "batch" or row["cell"]["batch"] in (BASE["batch"], 2)]
