@@ -491,7 +491,10 @@ def test_a_full_disk_is_one_line(
 
     monkeypatch.setattr("tandemqa.index.build.store_passages", fail)
     line = fails("index", tiny_bundle, tiny_dataset, "--out", tmp_path / "out")
-    assert line.startswith("Error: The disk is full: ") and "passages.sqlite was not written; free some space" in line
+    assert (
+        line.startswith("Error: The disk is full: ")
+        and f"{tmp_path / 'out'} was not written; free some space" in line
+    )
     assert list(tmp_path.iterdir()) == []
 
 
