@@ -61,15 +61,32 @@ def put_in_place(partial: Path, path: Path) -> None:
     for entry in (*partial.rglob("*"), partial):
         _sync(entry)
     try:
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
+        while not _took_place(partial, path, old):
+            shutil.rmtree(old, ignore_errors=True)
         _sync(path.parent)
-    finally:
-        if old.exists() and not path.exists():
+    except BaseException:
+        with suppress(OSError):  # there was none, or another stands there by now
             old.rename(path)
+        raise
+    finally:
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _took_place(partial: Path, path: Path, old: Path) -> bool:
+    """Whether `partial` could be renamed to `path`, from where what stands there goes to `old`.
+
+    Not if another process put a folder of its own there in between.
+    """
+    with suppress(FileNotFoundError):
+        path.rename(old)
+    try:
+        partial.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 class NotWrittenError(TandemError):
