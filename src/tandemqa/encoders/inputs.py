@@ -123,7 +123,8 @@ def position_limit(config: Any) -> int:
 
 def first_position(config: Any) -> int:
     """The position of an encoder's first token: RoBERTa and its kin count from behind the padding id."""
-    return int(config.pad_token_id) + 1 if "roberta" in config.model_type else 0
+    kin = "roberta" in config.model_type or config.model_type == "camembert"
+    return int(config.pad_token_id) + 1 if kin else 0
 
 
 def named(tokenizer: Any, ids: Ids) -> str:
