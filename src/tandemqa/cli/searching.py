@@ -210,7 +210,7 @@ def search(
     k: Annotated[int, typer.Option("-k", metavar="N", help="Passages to show.")] = 5,
     depth: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Candidates that the re-ranker reads, at least k; 0 for none; usually 50."),
+        typer.Option(metavar="N", help="Candidates that the re-ranker reads; 0 for none; usually 50."),
     ] = None,
     mode: Annotated[
         Literal["dense", "bm25", "hybrid"] | None,
