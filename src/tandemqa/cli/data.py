@@ -40,6 +40,8 @@ def convert(
       pairs          CSV, TSV or JSONL with question and passage and, if there,
                      title, score, negatives (or negative, negative_1, ...)
       hf             hf:NAME, a Parquet file or a saved dataset, with the columns
+      passages       CSV, TSV or JSONL with text (or passage) and, if there, id
+                     and title: a corpus alone; other columns become metadata
                      of pairs; needs pip install 'tandemqa[data]'
       ir             ir:ID of the package ir_datasets; needs the same
 
@@ -52,6 +54,7 @@ def convert(
       tandemqa convert msmarco --out data
       tandemqa convert faq.csv --out data --split test
       tandemqa convert nq-train.json --out data --format dpr
+      tandemqa convert documents.csv --out data
     """
     from tandemqa.data.formats.convert import convert as run_conversion
 
@@ -65,7 +68,8 @@ def convert(
     if about["splits"]:
         typer.echo(f"The dataset is {out}. Next: tandemqa train {out} --out RUN")
     else:
-        typer.echo(f"{out} is a corpus alone; put queries.jsonl and qrels/SPLIT.tsv beside it to use it.")
+        typer.echo(f"{out} is a corpus alone. Next: tandemqa index BUNDLE {out} --out INDEX")
+        typer.echo("To train or measure on it, put queries.jsonl and qrels/SPLIT.tsv beside it.")
 
 
 @app.command()

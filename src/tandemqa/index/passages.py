@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tandemqa.data.dataset import Passage, passage_of
-from tandemqa.data.lines import fault, read_records, string_field
+from tandemqa.data.lines import Metadata, fault, metadata_of, read_records, string_field
 from tandemqa.errors import TandemError
-from tandemqa.index.metadata import Metadata, field_names, mask_of, metadata_of, searchable
+from tandemqa.index.metadata import field_names, mask_of, searchable
 
 # A passage keeps its row for as long as it is in the index; rows are never given twice. `tombstones` are the rows
 # that segments still hold and `passages` no longer does. What `fields` has of them goes when the index is compacted.

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tandemqa.data.dataset import Passage
+from tandemqa.data.lines import Metadata
 from tandemqa.data.runs import Run
 from tandemqa.data.tokens import TokenIds
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
 from tandemqa.index.index import Index
-from tandemqa.index.metadata import Metadata
 from tandemqa.lists.confidence import Calibration
 from tandemqa.search.candidates import Candidates, Mode, find
 from tandemqa.search.highlight import best_sentences
