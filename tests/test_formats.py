@@ -1158,7 +1158,7 @@ def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout == (
         "Converted 4 passages and 2 questions (msmarco).\n"
-        "  dev: 1 positives, 1 judged not relevant\n"
+        "  dev: 1 positive, 1 judged not relevant\n"
         "  train: 2 positives, 2 judged not relevant\n"
         f"The dataset is {tmp_path / 'out'}. Next: tandemqa train {tmp_path / 'out'} --out RUN\n"
     )
