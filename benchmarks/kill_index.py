@@ -1,20 +1,23 @@
 """A writer of an index killed with SIGKILL at random moments, again and again; nothing committed may be lost.
 
-    python benchmarks/kill_index.py [--kills 75] [--seed 0]
+    python benchmarks/kill_index.py [--kills 120] [--seed 0]
 
-Models of two narrow layers with random weights, so that a change takes a tenth of a second. Two suites:
+Models of two narrow layers with random weights, so that a change takes a tenth of a second. Three suites:
 
 - builds: `Index.build` of 600 passages in shards of 64, killed until it has come to its end between two kills; the
   index must then equal one of a build left alone, vector for vector, token for token and in the rankings of BM25.
+- builds in int8: the same with a bundle that is still to be calibrated; after each kill it must load.
 - changes: a process adds, replaces, deletes and compacts at random and writes down what it has committed; after each
   kill the index must open, and hold just what the committed changes make of it, with the one change under way or
-  without it: ids, texts, tokens, vectors (each passage found by its own) and conditions on metadata.
+  without it: ids, texts, tokens, vectors (each passage found by its own) and conditions on metadata. Segments are
+  joined from 4 on, so that many additions begin with that.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -23,15 +26,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from tandemqa.encoders.backbone import BASE_MODEL, resolve_model
+from tandemqa.encoders.backbone import BASE_MODEL, Precision, resolve_model
 from tandemqa.encoders.bundle import Bundle, save_bundle
 from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
-from tandemqa.index import segment
+from tandemqa.encoders.quantised import has_int8
+from tandemqa.index import segment, update
 from tandemqa.index.index import Index
 from tandemqa.index.update import add_passages, compact, delete_passages
 
@@ -42,47 +47,61 @@ State = dict[str, tuple[str, int]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=75, help="in all; a third of them falls on builds")
+    parser.add_argument("--kills", type=int, default=120, help="in all; a quarter falls on each kind of build")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     options = parser.parse_args()
     generator = np.random.default_rng(options.seed)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    segment.SHARD, segment.PART = 64, 100
+    for one_thread in (torch.set_num_threads, faiss.omp_set_num_threads):
+        one_thread(1)  # a process that is forked has none of the others
+    segment.SHARD, segment.PART, update.MOST_SEGMENTS = 64, 100, 4
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         os.environ["TANDEMQA_CACHE"] = str(work / "cache")
         bundle, data = write_bundle(work), write_corpus(work / "data", 600)
-        builds = kill_builds(bundle, data, work, options.kills // 3, generator)
+        precisions: list[Precision] = ["auto", "int8"] if has_int8() else ["auto"]
+        builds = sum(kill_builds(bundle, data, work, p, options.kills // 4, generator) for p in precisions)
         changes = kill_changes(bundle, work, options.kills - builds, generator)
     print(f"{builds + changes} kills, nothing lost, no index half written")
 
 
-def kill_builds(bundle: Bundle, data: Path, work: Path, kills: int, generator: np.random.Generator) -> int:
+def kill_builds(
+    bundle: Bundle, data: Path, work: Path, precision: Precision, kills: int, generator: np.random.Generator
+) -> int:
     """Build until `kills` kills have fallen on builds: how many it became."""
+
+    def build(name: str) -> Index:
+        return Index.build(work / f"{name}-bundle", data, work / name, precision=precision)
+
+    def fresh(name: str) -> str:
+        """A name for an index whose bundle has not been calibrated."""
+        shutil.copytree(bundle.folder, work / f"{name}-bundle")
+        return name
+
     started = time.monotonic()
-    alone = Index.build(bundle, data, work / "alone")
+    alone = build(fresh(f"alone-{precision}"))
     seconds = time.monotonic() - started
     found: Counter[str] = Counter()
     builds = 0
     while found.total() < kills:
         builds += 1
-        out = work / f"killed-{builds}"
+        name = fresh(f"killed-{precision}-{builds}")
         while kill(
-            lambda out=out: Index.build(bundle, data, out),
-            generator.uniform(0.05, seconds / 3) if found.total() < kills else None,
+            lambda name=name: build(name), generator.uniform(0.05, seconds / 3) if found.total() < kills else None
         ):
-            if out.exists():  # renamed, and killed on the way out
+            calibrated = Bundle.load(work / f"{name}-bundle").calibrated
+            if (work / name).exists():  # renamed, and killed on the way out
                 found["complete"] += 1
                 break
-            found[under_way(work / f".killed-{builds}.partial")] += 1
-        compare(Index.open(out), alone, bundle)
-        print(f"build {builds}: the same index after {found.total()} kills in all", flush=True)
-    print(f"builds: {found.total()} kills over {builds} builds of {seconds:.1f} s; when killed: {dict(found)}")
+            found[under_way(work / f".{name}.partial", calibrated or precision == "auto")] += 1
+        compare(Index.open(work / name), alone)
+        print(f"{precision} build {builds}: the same index after {found.total()} kills in all", flush=True)
+    print(f"{precision} builds: {found.total()} kills over {builds} of {seconds:.1f} s; when killed: {dict(found)}")
     return found.total()
 
 
 def kill_changes(bundle: Bundle, work: Path, kills: int, generator: np.random.Generator) -> int:
-    folder = work / "alone"
+    folder = work / "alone-auto"
     state: State = {
         passage.id: (passage.full, row) for row, passage in zip(*content(Index.open(folder)), strict=True)
     }
@@ -127,7 +146,15 @@ def kill(target: Callable[[], Any], after: float | None) -> bool:
 
 def change_for_ever(bundle: Bundle, folder: Path, path: Path, seed: int) -> None:
     random = np.random.default_rng(seed)
+    join = update._join
     with path.open("a", buffering=1) as log:
+
+        def joined(*arguments: Any) -> None:
+            log.write('{"what": "join"}\n')
+            join(*arguments)
+            log.write('{"what": "joined"}\n')
+
+        update._join = joined
         for step in range(10**6):
             ids = [f"k{name}" for name in random.choice(60, size=5, replace=False)]
             what = str(random.choice(["add", "add", "add", "delete", "compact"]))
@@ -146,6 +173,9 @@ def replay(lines: list[dict[str, Any]], state: State) -> tuple[list[State], str]
     """What the index may hold, and what was under way."""
     states, doing = [state], "nothing"
     for line in lines:
+        if line["what"] in ("join", "joined"):
+            doing = doing.split(",")[0] + (", joining segments" if line["what"] == "join" else "")
+            continue
         doing = line["what"]
         if doing == "end":
             states, doing = states[-1:], "nothing"
@@ -183,7 +213,7 @@ def check(index: Index, rows: list[int], texts: list[str], bundle: Bundle) -> No
                 raise SystemExit(f"Row {row} is not found by its year.")
 
 
-def compare(index: Index, alone: Index, bundle: Bundle) -> None:
+def compare(index: Index, alone: Index) -> None:
     everything = np.arange(len(alone))
     same = (
         len(index) == len(alone)
@@ -199,7 +229,9 @@ def compare(index: Index, alone: Index, bundle: Bundle) -> None:
         raise SystemExit(f"{index.folder} differs from the index of a build left alone.")
 
 
-def under_way(partial: Path) -> str:
+def under_way(partial: Path, calibrated: bool) -> str:
+    if not calibrated:
+        return "calibrating"
     if not list(partial.glob("segments/*/shards/*")):
         return "reading"
     if list(partial.glob("segments/*/tokens")):

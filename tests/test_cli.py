@@ -151,7 +151,10 @@ def test_bundle_makes_one_of_two_models_and_it_searches(
 ) -> None:
     models = ["--retriever", tiny_model, "--reranker", tiny_bundle]
     made = run("bundle", *models, "--out", tmp_path / "bundle")
-    assert f"tandemqa index {tmp_path / 'bundle'} DATA --out INDEX" in made.stdout
+    assert made.stdout == (
+        "Nothing is learnt of how to search, not even what a bundle of these models had; --data learns it.\n"
+        f"The bundle is {tmp_path / 'bundle'}. Next: tandemqa index {tmp_path / 'bundle'} DATA --out INDEX\n"
+    )
     measured = run_json("bundle", *models, "--out", tmp_path / "bundle", "--data", tiny_dataset, "-k", 10)
     assert measured["sources"] == {"retriever": str(tiny_model), "reranker": str(tiny_bundle)}
     assert measured["metrics"]["depth"] == 10
@@ -273,7 +276,7 @@ def test_add_search_where_delete_and_compact_go_together(index: Path, tiny_bundl
     bundle = ["--bundle", tiny_bundle]
     assert run_json("add", own, tmp_path / "new.jsonl", *bundle) == {"index": str(own), "passages": 2, "replaced": 1}
     again = run("add", own, tmp_path / "new.jsonl", *bundle).stdout
-    assert again == "Added 2 passages, 2 of them in the place of others.\n"
+    assert again == "Added 2 passages; 2 earlier versions replaced.\n"
     found = run_json("search", own, "owls", "--where", "year>=1999", "--where", "year<2001", *bundle)
     assert [(hit["id"], hit["metadata"]) for hit in found["hits"]] == [("p1", {"year": 1999})]
     assert "No passage has a field 'day'" in fails("search", own, "owls", "--where", "day=1", *bundle)
@@ -285,7 +288,7 @@ def test_add_search_where_delete_and_compact_go_together(index: Path, tiny_bundl
     )
     nothing = run_json("search", own, "owls", "--where", "year=3", *bundle)
     assert (nothing["hits"], nothing["found"]) == ([], False)
-    assert run("delete", own, "p2", "nobody").stdout == "Deleted 1 passages; 1 ids were not there.\n"
+    assert run("delete", own, "p2", "nobody").stdout == "Deleted 1 passage; 1 id not found.\n"
     assert run_json("delete", own, "n1") == {"index": str(own), "deleted": 1}
     about = run_json("inspect", own)
     assert (about["passages"], about["deleted until compacted"], len(about["segments"])) == (39, 5, 3)
@@ -491,7 +494,10 @@ def test_a_full_disk_is_one_line(
 
     monkeypatch.setattr("tandemqa.index.build.store_passages", fail)
     line = fails("index", tiny_bundle, tiny_dataset, "--out", tmp_path / "out")
-    assert line.startswith("Error: The disk is full: ") and "passages.sqlite was not written; free some space" in line
+    assert (
+        line.startswith("Error: The disk is full: ")
+        and f"{tmp_path / 'out'} was not written; free some space" in line
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -183,7 +183,7 @@ def test_a_passage_is_refused_for(folder: Path, record: dict[str, object], named
     ("content", "line", "named"),
     [
         pytest.param("q1\tp1\n", 1, "2 columns", id="two columns"),
-        pytest.param("q1,p1,1\n", 1, "1 columns", id="commas"),
+        pytest.param("q1,p1,1\n", 1, "1 column;", id="commas"),
         pytest.param("q1\tp1\t1\nq2\t0\tp2\t1\n", 2, "4 columns", id="a width that changes"),
         pytest.param(QRELS + "q2\tp1\tyes\n", 5, "score 'yes'", id="a score that is a word"),
         pytest.param(QRELS + "q2\tp1\t1.0\n", 5, "score '1.0'", id="a score with a decimal point"),

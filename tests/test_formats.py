@@ -22,7 +22,11 @@ from tandemqa.data.formats.convert import convert
 from tandemqa.data.formats.judgements import Judgements
 from tandemqa.data.formats.ledger import Ledger
 from tandemqa.data.formats.recognise import FORMATS, recognise
+from tandemqa.describe import describe
 from tandemqa.errors import TandemError
+from tandemqa.index.index import Index
+from tandemqa.index.passages import read_passages
+from tandemqa.search.searcher import Searcher
 
 OVEN, YEAST, RYE, SALT = (
     "An oven is ready when flour browns in a minute.",
@@ -134,6 +138,28 @@ def pairs_tsv(folder: Path) -> Path:
     return write(
         folder / "pairs.tsv", tsv(("question", "passage", "negative"), (HOT, OVEN, RYE), (RISE, YEAST, SALT))
     )
+
+
+def passages_jsonl(folder: Path) -> Path:
+    oven = {"id": 7, "title": "Oven", "text": OVEN, "year": 2001, "tags": ["heat", '"query": 1'], "gone": None}
+    nested = {"id": "r/1", "title": None, "text": RYE, "metadata": {"year": 1999, "lang": "en"}, "year": 5}
+    return write(folder / "documents.jsonl", jsonl(oven, {"Text": YEAST, "id": None}, nested))
+
+
+def passages_csv(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "documents.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow([" ID ", "Title", "Year", "passage", "lang", ""])
+        rows.writerows([(7, "Oven", 2001, OVEN, "", ""), ("é 2", "", "", f'"Two"\n{YEAST}', "en", "")])
+    return folder / "documents.csv"
+
+
+def passages_tsv(folder: Path) -> Path:
+    return write(folder / "documents.tsv", tsv(("text", "year"), (OVEN, 2001), (OVEN, 1999), (OVEN, 2001), (RYE, "")))
+
+
+PASSAGES = {"JSONL": passages_jsonl, "CSV": passages_csv, "TSV": passages_tsv}
 
 
 class Case(NamedTuple):
@@ -268,6 +294,56 @@ def test_wikipedia_becomes_a_corpus_alone(tmp_path: Path) -> None:
     assert about["format"] == "dpr-wikipedia" and about["splits"] == {} and about["questions"] == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (
+            "JSONL",
+            [
+                ("7", "Oven", OVEN, {"year": 2001, "tags": ["heat", '"query": 1']}),
+                (None, "", YEAST, {}),
+                ("r/1", "", RYE, {"year": 1999, "lang": "en"}),
+            ],
+        ),
+        ("CSV", [("7", "Oven", OVEN, {"Year": "2001"}), ("é 2", "", f'"Two"\n{YEAST}', {"lang": "en"})]),
+        ("TSV", [(None, "", OVEN, {"year": "2001"}), (None, "", OVEN, {"year": "1999"}), (None, "", RYE, {})]),
+    ],
+)
+def test_passages_become_a_corpus_alone_that_carries_the_rest(
+    tmp_path: Path, kind: str, expected: list[tuple[str | None, str, str, dict[str, Any]]]
+) -> None:
+    about = convert(PASSAGES[kind](tmp_path / "in"), tmp_path / "out")
+    assert about["format"] == "passages" and about["passages"] == len(expected) and about["questions"] == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["corpus.jsonl"]
+    records = [record for _, record in read_passages(tmp_path / "out" / "corpus.jsonl")]
+    found = [(*record.passage, record.metadata) for record in records]
+    assert [(title, text, metadata) for _, title, text, metadata in found] == [row[1:] for row in expected]
+    for (name, *_), (wanted, *_) in zip(found, expected, strict=True):
+        assert name == wanted or (wanted is None and len(name) == 16)
+    assert len({name for name, *_ in found}) == len(found)
+
+
+def test_a_corpus_of_beirs_alone_is_passages_where_that_is_asked_for(tmp_path: Path) -> None:
+    about = convert(beir(tmp_path / "in") / "corpus.jsonl", tmp_path / "out", "passages")
+    assert about["passages"] == 3
+    assert [record.passage for _, record in read_passages(tmp_path / "out" / "corpus.jsonl")] == [
+        Passage("a", "Oven", OVEN), Passage("b", "", YEAST), Passage("c", "", RYE)
+    ]  # fmt: skip
+
+
+def test_documents_without_questions_are_indexed_and_searched_by_their_columns(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
+    converted = run(passages_csv(tmp_path / "in"), "--out", tmp_path / "data").stdout
+    assert f"Next: tandemqa index BUNDLE {tmp_path / 'data'} --out INDEX" in converted
+    assert describe(tmp_path / "data") == {"kind": "corpus", "path": str(tmp_path / "data"), "passages": 2}
+    index = Index.build(tiny_bundle, tmp_path / "data", tmp_path / "index")
+    (hit,) = Searcher(index).search("how hot", where=["Year>=2000"])
+    assert (hit.id, hit.text, hit.metadata) == ("7", OVEN, {"Year": "2001"})
+    write(tmp_path / "data" / "queries.jsonl", "")  # as earlier versions left it
+    assert len(Index.build(tiny_bundle, tmp_path / "data", tmp_path / "index")) == 2
+
+
 def test_ids_of_the_source_are_kept(tmp_path: Path) -> None:
     convert(msmarco(tmp_path / "msmarco"), tmp_path / "one")
     dataset = load_dataset(tmp_path / "one")
@@ -366,6 +442,7 @@ def test_text_may_be_any_unicode(tmp_path: Path) -> None:
     [
         *(pytest.param(case.build, case.format, id=name) for name, case in CASES.items()),
         pytest.param(wikipedia, "dpr-wikipedia", id="DPR's Wikipedia"),
+        *(pytest.param(build, "passages", id=f"passages in {kind}") for kind, build in PASSAGES.items()),
         pytest.param(lambda folder: Path("hf:org/name"), "hf", id="a name on the hub"),
         pytest.param(lambda folder: write(folder / "rows.parquet", b"PAR1"), "hf", id="a Parquet file"),
         pytest.param(
@@ -390,6 +467,7 @@ def test_the_format_is_told_from_the_source(tmp_path: Path, build: Callable[[Pat
         pytest.param(lambda folder: write(folder / "qrels.tsv", "q1\t0\tp1\t1\n"), id="judgements alone"),
         pytest.param(lambda folder: write(folder / "queries.tsv", "1\thow hot\n"), id="queries alone"),
         pytest.param(lambda folder: beir(folder) / "corpus.jsonl", id="a corpus of BEIR's"),
+        pytest.param(lambda folder: beir(folder) / "queries.jsonl", id="questions of BEIR's"),
         pytest.param(lambda folder: beir(folder) / "qrels", id="a folder of other files"),
     ],
 )
@@ -590,6 +668,21 @@ BAD_FILES = [  # name of the file, content, where the fault is, what the message
         "a.tsv", "id\ttext\ttitle\n1\tone\tx\n1\ttwo\tx\n", "line 3", "another text", id="a passage id twice"
     ),
     pytest.param("a.tsv", "id\ttext\ttitle\n\tone\tx\n", "line 2", "passage id '' is empty", id="an empty id"),
+    pytest.param("a.csv", "id,text\n1,one\n,two\n", "line 3", "passage id '' is empty", id="an id left out"),
+    pytest.param("a.csv", "id,text\n1,one\n1,two\n", "line 3", "id '1' has another text", id="two texts of one id"),
+    pytest.param("a.csv", "text,year\none,1\ntwo\n", "line 3", "1 column, but the first", id="half a row"),
+    pytest.param("a.csv", "text,year,year\none,1,2\n", "line 1", "column 'year' stands twice", id="a name twice"),
+    pytest.param("a.csv", "text,metadata\none,x\n", "line 2", "metadata is not an object", id="metadata in words"),
+    pytest.param("a.csv", "text,year\n ,1\n", "line 2", "the passage is empty", id="a year alone"),
+    pytest.param("a.jsonl", '{"text": "a"}\n{"year": 1}\n', "line 2", "text is missing", id="no text at all"),
+    pytest.param(
+        "a.jsonl", '{"text": "a", "n": NaN}\n', "line 1", "field n cannot be kept", id="a field without value"
+    ),
+    pytest.param(
+        "a.jsonl", '{"text": "a", "n": "\\ud800"}', "line 1", "n holds half of a", id="half a pair in a field"
+    ),
+    pytest.param("a.jsonl", '{"text": "a", "id": [1]}\n', "line 1", "field id is [1]", id="an id that is a list"),
+    pytest.param("a.jsonl", '{"text": "a", "id": true}\n', "line 1", "field id is true", id="an id that is true"),
 ]
 
 
@@ -670,7 +763,7 @@ def test_a_format_that_was_asked_for_must_fit(tmp_path: Path, format: str, conte
     assert named in message_of(write(tmp_path / "file", content), tmp_path / "out", format)
 
 
-@pytest.mark.parametrize("format", ["dpr", "pairs", "rocketqa", "dpr-wikipedia", "msmarco", "beir"])
+@pytest.mark.parametrize("format", ["dpr", "pairs", "passages", "rocketqa", "dpr-wikipedia", "msmarco", "beir"])
 @pytest.mark.parametrize("name", ["nowhere", "."], ids=["nothing", "a folder"])
 def test_a_format_that_was_asked_for_must_find_its_file(tmp_path: Path, format: str, name: str) -> None:
     (tmp_path / "in").mkdir()
@@ -1065,7 +1158,7 @@ def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout == (
         "Converted 4 passages and 2 questions (msmarco).\n"
-        "  dev: 1 positives, 1 judged not relevant\n"
+        "  dev: 1 positive, 1 judged not relevant\n"
         "  train: 2 positives, 2 judged not relevant\n"
         f"The dataset is {tmp_path / 'out'}. Next: tandemqa train {tmp_path / 'out'} --out RUN\n"
     )
@@ -1087,7 +1180,8 @@ def test_the_command_prints_json(tmp_path: Path) -> None:
 
 def test_the_command_says_what_a_corpus_alone_lacks(tmp_path: Path) -> None:
     result = run(wikipedia(tmp_path / "in"), "--out", tmp_path / "out")
-    assert "is a corpus alone; put queries.jsonl and qrels/SPLIT.tsv beside it" in result.stdout
+    assert "is a corpus alone. Next: tandemqa index BUNDLE" in result.stdout
+    assert "To train or measure on it, put queries.jsonl and qrels/SPLIT.tsv beside it." in result.stdout
 
 
 @pytest.mark.parametrize(("name", "content", "where", "named"), BAD_FILES[::6])

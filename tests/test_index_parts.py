@@ -15,11 +15,12 @@ import Stemmer
 import torch
 
 from tandemqa.data.dataset import Passage
+from tandemqa.data.lines import metadata_of
 from tandemqa.errors import TandemError
 from tandemqa.index import recall
 from tandemqa.index.dense import DenseIndex, Kind, Storage
 from tandemqa.index.lexical import LexicalIndex, search_parts
-from tandemqa.index.metadata import Condition, metadata_of, searchable
+from tandemqa.index.metadata import Condition, searchable
 from tandemqa.index.passages import PassageStore, Record, store_passages
 
 # Passages

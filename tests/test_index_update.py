@@ -7,8 +7,10 @@ import resource
 import shutil
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import bm25s
 import numpy as np
 import pytest
 import Stemmer
+from test_search import ODD
 from writers import start_builder, start_writer
 
 from tandemqa.data.dataset import Dataset, Passage, load_dataset
@@ -366,6 +369,52 @@ def test_a_second_writer_gets_one_sentence(index: Index) -> None:
     assert len(index.add(NEW)) == 42
 
 
+def test_an_index_that_is_being_changed_is_not_replaced_by_another_build(
+    index: Index, bundle: Bundle, dataset: Dataset
+) -> None:
+    with (
+        only_writer(index.folder, index.folder),
+        pytest.raises(TandemError, match=f"Another command is writing to the index {index.folder}"),
+    ):
+        Index.build(bundle, dataset, index.folder)
+    assert [path.name for path in index.folder.parent.iterdir()] == ["index"]
+    check(Index.open(index.folder), bundle, after(dataset))
+
+
+def test_of_several_writers_at_once_each_adds_all_or_says_that_another_is_writing(
+    index: Index, bundle: Bundle, dataset: Dataset
+) -> None:
+    start = threading.Barrier(4)
+
+    def add(number: int) -> list[Passage]:
+        passages = [Passage(f"w{number}-{step}", "", f"passage {step} of writer {number}") for step in range(3)]
+        start.wait()
+        try:
+            index.add([{"_id": passage.id, "text": passage.text} for passage in passages], bundle).close()
+        except TandemError as error:
+            assert "Another command is writing to the index" in str(error)
+            return []
+        return passages
+
+    with ThreadPoolExecutor(4) as pool:
+        added = [passage for passages in pool.map(add, range(4)) for passage in passages]
+    assert len(added) >= 3
+    check(Index.open(index.folder), bundle, after(dataset, *added))
+
+
+def test_no_passage_is_too_odd(index: Index, bundle: Bundle, dataset: Dataset) -> None:
+    odd = [Passage(f"{text[:40]}{number}", text[:60], text) for number, text in enumerate(ODD.values())]
+    changed = index.add([dict(zip(("_id", "title", "text"), passage, strict=True)) for passage in odd])
+    check(changed, bundle, after(dataset, *odd))
+    for passage in odd:
+        row = changed.passages.row(passage.id)
+        assert row is not None and changed.passages.rows([row]) == [passage]
+        found = {hit.id: hit for hit in Searcher(changed, bundle).search(passage.text, k=100, depth=5)}
+        assert len(found) == 52 and found[passage.id].text == passage.text
+    check(changed.compact(), bundle, after(dataset, *odd))
+    check(changed.delete([passage.id for passage in odd]), bundle, after(dataset))
+
+
 def test_another_model_may_not_add(index: Index, bundle: Bundle, tmp_path: Path) -> None:
     changed = Bundle.load(bundle.folder)
     changed.reranker.head.bias.data += 1
@@ -377,7 +426,7 @@ def test_another_model_may_not_add(index: Index, bundle: Bundle, tmp_path: Path)
 def test_a_broken_model_adds_nothing(index: Index, monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     size = bundle.retriever.size
     monkeypatch.setattr(bundle.retriever, "encode", lambda texts, *_, **__: np.full((len(texts), size), np.nan))
-    with pytest.raises(TandemError, match="not finite for passage row"):
+    with pytest.raises(TandemError, match=r"passage 'Sundial The shadow of a rod .* is not finite in half precision"):
         index.add(NEW, bundle)
     assert Index.open(index.folder).passages.generation == index.passages.generation
     assert len(list((index.folder / "segments").iterdir())) == 1

@@ -6,9 +6,8 @@ import pytest
 import torch
 from conftest import held_at_most_by
 from peft import LoraConfig, inject_adapter_in_model
-from test_packed import SIZES, batch_of, bert
+from test_packed import KIN, SIZES, batch_of, bert, roberta
 from torch import Tensor, nn
-from transformers import RobertaConfig, RobertaModel
 
 from tandemqa.encoders.backbone import hidden_states
 from tandemqa.encoders.inputs import TokenBatch
@@ -16,11 +15,6 @@ from tandemqa.encoders.lean import LeanEncoder, can_be_lean, for_step
 from tandemqa.encoders.step import StepEncoder
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-def roberta() -> RobertaModel:
-    torch.manual_seed(0)
-    return RobertaModel(RobertaConfig(**SIZES, **NO_DROPOUT, type_vocab_size=1))
 
 
 def weighted(states: Tensor, batch: TokenBatch) -> Tensor:
@@ -59,7 +53,7 @@ def by_step(model: nn.Module, batches: list[TokenBatch], dtype: torch.dtype, lea
     [
         pytest.param(bert(**NO_DROPOUT), True, id="BERT"),
         pytest.param(bert(hidden_act="gelu_new", **NO_DROPOUT), False, id="BERT, tanh"),
-        pytest.param(roberta(), False, id="RoBERTa"),
+        *(pytest.param(roberta(kind, **NO_DROPOUT), False, id=kind) for kind in KIN),
     ],
 )
 def test_states_and_gradients_are_those_of_autograd(model: Any, types: bool, checkpointing: bool) -> None:

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import whole
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tandemqa.data.dataset import load_dataset
@@ -103,10 +102,15 @@ def test_a_loss_that_is_not_finite_is_named_by_question_and_passages(tiny_datase
     with torch.no_grad():
         reranker.head.weight.fill_(float("nan"))
     save_bundle(base, retriever, reranker, {})
-    settings = ["joint.batch_lists=1", "warm_reranker.epochs=0", "lists.denoised_share=0", "data.unlabelled=0"]
-    settings += [f"reranker.model={base / 'reranker'}", "reranker.pooling=mean", "joint.validate_steps=null"]
+    settings = ["data.questions=12", "lists.size=4", "lists.depth=20", "joint.batch_lists=1"]
+    settings += [
+        "warm_reranker.epochs=0",
+        f"retriever.model={tiny_model}",
+        f"reranker.model={base / 'reranker'}",
+        "evaluation.split=null",
+    ]
     with pytest.raises(TandemError) as told:
-        train(tiny_dataset, tmp_path / "run", whole(tiny_model, *settings))
+        train(tiny_dataset, tmp_path / "run", load_recipe("quick", settings))
     lists = TrainingLists.load(tmp_path / "run" / "stages" / "lists" / "lists.npz")
     with np.load(tmp_path / "run" / "stages" / "mine" / "candidates.npz") as arrays:
         query_ids = arrays["query_ids"].tolist()

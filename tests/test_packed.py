@@ -5,7 +5,18 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    CamembertConfig,
+    CamembertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 from tandemqa.encoders.backbone import for_inference, hidden_states
 from tandemqa.encoders.inputs import TokenBatch
@@ -20,11 +31,27 @@ SIZES: dict[str, Any] = {
     "initializer_range": 0.3,
 }
 
+KIN = {
+    "roberta": (RobertaModel, RobertaConfig),
+    "xlm-roberta": (XLMRobertaModel, XLMRobertaConfig),
+    "camembert": (CamembertModel, CamembertConfig),
+}
+
 
 def bert(**settings: Any) -> BertModel:
     torch.manual_seed(0)
     model = BertModel(BertConfig(**SIZES | settings)).eval()
     for parameter in model.parameters():  # biases and norms too
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def roberta(kind: str, **settings: Any) -> Any:
+    """An encoder of RoBERTa's kind: positions counted from behind the padding's number, one type of token."""
+    make, config = KIN[kind]
+    torch.manual_seed(0)
+    model = make(config(**SIZES, type_vocab_size=1, **settings)).eval()
+    for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
 
@@ -46,11 +73,11 @@ def test_states_of_real_tokens_are_those_of_transformers(lengths: list[int], act
     torch.testing.assert_close(found[real], expected[real], atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert"])
 @torch.no_grad()
-def test_an_encoder_that_counts_positions_its_own_way_is_computed_its_own_way() -> None:
-    torch.manual_seed(0)
-    model = RobertaModel(RobertaConfig(**SIZES, type_vocab_size=1)).eval()
-    batch = batch_of([9, 4, 1], types=False)
+def test_an_encoder_that_counts_positions_its_own_way_is_computed_its_own_way(kind: str) -> None:
+    model, batch = roberta(kind), batch_of([9, 4, 1], types=False)
+    assert can_be_packed(model) and isinstance(for_inference(model, "fp32"), PackedEncoder)
     real = batch.attention_mask == 1
     expected, found = hidden_states(model, batch), packed(model, torch.float32)(batch)
     torch.testing.assert_close(found[real], expected[real], atol=2e-5, rtol=2e-5)

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_packed import batch_of, bert
-from transformers import BertModel
+from test_bundle import reranker, retriever
+from test_packed import KIN, batch_of, bert, roberta
 
 from tandemqa.data.dataset import load_dataset
 from tandemqa.encoders import backbone
 from tandemqa.encoders.backbone import for_inference, hidden_states
-from tandemqa.encoders.bundle import Bundle
+from tandemqa.encoders.bundle import Bundle, save_bundle
 from tandemqa.encoders.calibration import RANGES
+from tandemqa.encoders.cross import CrossEncoder
+from tandemqa.encoders.dense import Dense
+from tandemqa.encoders.dual import DualEncoder
 from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.encoders.packed import attend, packed
 from tandemqa.encoders.quantised import Int8Feedforward, SmoothedLinear, has_int8, measure_ranges
@@ -90,7 +93,7 @@ def test_neurons_that_reach_far_do_not_spoil_the_rest(variant: str) -> None:
     assert error < of_one_step / 2
 
 
-def measured(model: BertModel, batch: TokenBatch) -> dict[str, torch.Tensor]:
+def measured(model: Any, batch: TokenBatch) -> dict[str, torch.Tensor]:
     return measure_ranges(model, [batch], hidden_states)
 
 
@@ -108,9 +111,11 @@ def test_ranges_are_those_of_real_tokens() -> None:
 
 
 @needs_int8
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "camembert"])
 @torch.no_grad()
-def test_states_differ_by_rounding_to_bytes_alone() -> None:
-    model, batch = bert(), batch_of([9, 4, 6])
+def test_states_differ_by_rounding_to_bytes_alone(kind: str) -> None:
+    model = bert() if kind == "bert" else roberta(kind)
+    batch = batch_of([9, 4, 6], types=kind == "bert")
     real = batch.attention_mask == 1
     expected = hidden_states(model, batch)[real]
     found = packed(model, torch.float32, measured(model, batch))(batch)[real]
@@ -157,6 +162,55 @@ def test_a_model_that_was_not_calibrated_is_refused(tiny_bundle: Path) -> None:
     retriever = Bundle.load(tiny_bundle).retriever
     with pytest.raises(TandemError, match="not calibrated"):
         retriever.encode(retriever.tokenize(["owls"]), "query", precision="int8")
+
+
+def pair(kind: str, model: Path, bpe: Any, folder: Path) -> tuple[DualEncoder, CrossEncoder]:
+    """Two models of this kind with random weights."""
+    if kind in KIN:
+        make, config = KIN[kind]
+        torch.manual_seed(6)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        encoder = make(config(vocab_size=len(bpe), initializer_range=0.3, max_position_embeddings=514, **sizes))
+        encoder.save_pretrained(folder)
+        bpe.save_pretrained(folder)
+        model = folder
+    both = retriever(model, towers="untied" if kind == "untied" else "shared"), reranker(model)
+    if kind == "dense":
+        for encoder in both:
+            encoder.dense.append(Dense(torch.nn.Linear(32, 32), "tanh"))
+    return both
+
+
+@needs_int8
+@pytest.mark.parametrize("kind", ["untied", "dense", *KIN])
+def test_every_kind_of_pair_computes_in_bytes(
+    kind: str, tiny_model: Path, bpe: Any, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    made = save_bundle(tmp_path / "bundle", *pair(kind, tiny_model, bpe, tmp_path / "model"), {})
+    index = Index.build(made.folder, tiny_dataset, tmp_path / "index", precision="int8")
+    dataset, bundle = load_dataset(tiny_dataset), Bundle.load(made.folder)
+    texts, questions = [passage.full for passage in dataset.passages], list(dataset.queries.values())
+    sides: dict[Any, Any] = {"passage": texts, "query": questions}
+    exact = {
+        side: bundle.retriever.encode(bundle.retriever.tokenize(sides[side]), side, precision="fp32")
+        for side in sides
+    }
+    # What is kept of the ranges is what was measured: what is read again computes what the index holds.
+    in_bytes = bundle.at("int8").retriever
+    found = {side: in_bytes.encode(in_bytes.tokenize(sides[side]), side) for side in sides}
+    np.testing.assert_allclose(index.vectors_of(index.rows), found["passage"], atol=1e-3)
+    for side in sides:
+        assert np.sum(found[side] * exact[side], axis=1).min() > 0.97
+        assert np.abs(found[side] - exact[side]).max() > 1e-3, "this was not computed in bytes"
+    same = all(
+        torch.equal(low, high) for low, high in zip(*(r.values() for r in in_bytes.ranges.values()), strict=True)
+    )
+    assert same == (kind != "untied")
+    pairs: Any = np.array([(number, row) for number in range(8) for row in range(40)])
+    ids = bundle.reranker.tokenize(questions), bundle.reranker.tokenize(texts)
+    scores, rounded = (bundle.reranker.score(*ids, pairs, precision=precision) for precision in ("fp32", "int8"))
+    assert np.corrcoef(scores, rounded)[0, 1] > 0.98 and np.abs(scores - rounded).max() > 1e-3
+    assert len(Searcher(index).search("why do prices rise")) == 5
 
 
 @needs_int8

@@ -37,6 +37,16 @@ def test_every_ready_recipe_runs_small(name, tiny_model, tiny_dataset, tmp_path)
     assert bundle.about["recipe"] == recipe.model_dump()
 
 
+def test_a_setting_that_something_reads_is_taken_and_so_is_one_of_a_stage_that_is_left_out(tmp_path):
+    in_use = ["data.unlabelled=5", "joint.validate_steps=9", "retriever.towers=untied"]
+    recipe = load_recipe("quick", [*in_use, "joint.patience=3", "retriever.query_length=32", "lists.low=0.05"])
+    assert (recipe.joint.patience, recipe.retriever.query_length, recipe.lists.low) == (3, 32, 0.05)
+    assert load_recipe("quick", ["warm_reranker.epochs=0", "warm_reranker.reranker_rate=1"]).warm_reranker.epochs == 0
+    (tmp_path / "mine.yaml").write_text("warm_retriever: {reranker_rate: 0.1}\n")
+    with pytest.raises(TandemError, match=r"mine\.yaml: warm_retriever\.reranker_rate does nothing"):
+        load_recipe(tmp_path / "mine.yaml")
+
+
 def test_overrides_reach_nested_settings_and_leave_the_rest(tmp_path):
     (tmp_path / "mine.yaml").write_text("joint: {batch_lists: 4}\nloss: {kl_weight: 0.5}\n")
     recipe = load_recipe(tmp_path / "mine.yaml", ["joint.epochs=2", "loss.kl_direction=reranker_retriever"])
@@ -57,6 +67,29 @@ def test_overrides_reach_nested_settings_and_leave_the_rest(tmp_path):
         (["joint"], "has no value; write it as section.field=value"),
         (["seed.deep=3"], "'seed' is a value, not a section"),
         (["loss.kl_direction=sideways"], r"loss\.kl_direction"),
+        *(
+            ([f"{setting}={value}", *more], rf"with --set: {setting} does nothing, because {why}.*; leave it out")
+            for setting, value, why, *more in (
+                ("warm_retriever.reranker_rate", 1e-4, "the retriever is trained alone there"),
+                ("warm_retriever.head_rate", 1e-4, "the retriever is trained alone there"),
+                ("warm_reranker.retriever_rate", 1e-4, "the re-ranker is trained alone there"),
+                ("warm_reranker.clip", "per_model", "one model is trained alone there"),
+                ("retriever.query_length", 32, "shared towers read queries at passage_length"),
+                (
+                    "warm_retriever.depth",
+                    20,
+                    "warm_retriever.negatives is not bm25",
+                    "warm_retriever.negatives=random",
+                ),
+                (
+                    *("warm_retriever.negatives_per_question", 2, "warm_retriever.negatives is none"),
+                    "warm_retriever.negatives=none",
+                ),
+                ("lists.low", 0.2, "lists.denoised_share and data.unlabelled are both 0"),
+                ("joint.patience", 3, "joint.validate_steps is not set"),
+                ("loss.kl_reduction", "mean", "loss.kl_weight is 0", "loss.kl_weight=0"),
+            )
+        ),
         (["lists.size=[1"], "not valid YAML"),
     ],
 )

@@ -450,7 +450,7 @@ def test_no_page_is_left_where_it_cannot_be_written(finished: Path, tmp_path: Pa
         ("stages/score/scores.npy", lambda text: b"", "stages/score is damaged"),
         ("stages/lists/verdicts.npy", lambda text: text[:99], "stages/lists is damaged"),
         ("stages/evaluate/evaluation.json", lambda text: b"{}", "stages/evaluate is damaged"),
-        ("stages/evaluate/re-ranked.trec", lambda text: b"one\n" + text, "re-ranked.trec, line 1: 1 columns"),
+        ("stages/evaluate/re-ranked.trec", lambda text: b"one\n" + text, "re-ranked.trec, line 1: 1 column;"),
         ("stages/joint/log.jsonl", lambda text: b"no\n" + text, "log.jsonl, line 1: not valid JSON"),
         ("stages/joint/log.jsonl", lambda text: b"{}\n" + text, "log.jsonl is not a log that `train` wrote"),
     ],

@@ -92,8 +92,31 @@ def test_only_the_top_candidates_are_re_ranked(searcher: Searcher) -> None:
     assert ids(few) == [hit.id for hit in whole if hit.id in top]
 
 
-def test_as_many_candidates_as_wanted_passages_are_re_ranked(searcher: Searcher) -> None:
-    assert ids(searcher.search("bees", k=10, depth=1)) == ids(searcher.search("bees", k=10, depth=10))
+@pytest.mark.parametrize("mode", ["dense", "bm25", "hybrid"])
+def test_below_the_depth_hits_stand_in_the_order_of_the_first_stage(searcher: Searcher, mode: Mode) -> None:
+    question = "how does bread rise from a starter of flour and water"
+    deep, shallow = (searcher.search(question, k=10, depth=depth, mode=mode) for depth in (4, 40))
+    assert sorted(hit.retriever_rank for hit in deep[:4]) == [1, 2, 3, 4]
+    assert [hit.retriever_rank for hit in deep[4:]] == list(range(5, len(deep) + 1)) and len(deep) > 4
+    assert all(hit.reranker_score is not None for hit in [*deep[:4], *shallow])
+    assert all(hit.reranker_score is None for hit in deep[4:])
+    scores = [hit.score for hit in deep]
+    assert scores == sorted(scores, reverse=True) and np.isfinite(scores).all()
+    # The re-ranker's order among those that it read is the one among all.
+    top = {hit.id for hit in deep[:4]}
+    everything = searcher.search(question, k=40, depth=40, mode=mode)
+    assert ids(deep)[:4] == [hit.id for hit in everything if hit.id in top]
+
+
+def test_no_more_pairs_are_read_than_the_depth(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    score = searcher.bundle.reranker.score
+    monkeypatch.setattr(
+        searcher.bundle.reranker, "score", lambda q, p, pairs, **o: read.append(len(pairs)) or score(q, p, pairs, **o)
+    )
+    assert len(searcher.search("owls", k=30, depth=7)) == 30
+    assert len(with_learnt(searcher, stopping=RULE).search("owls", k=30, depth=7, stopping=1.0)) == 30
+    assert read[0] == 7 and sum(read[1:]) <= 7
 
 
 def test_k_is_cut_at_the_size_of_the_index(searcher: Searcher) -> None:
@@ -303,4 +326,5 @@ ODD = {
 def test_no_question_is_too_odd(searcher: Searcher, question: str, mode: Mode) -> None:
     answer = searcher.search(question, k=100, depth=1, mode=mode)
     assert answer.question == question and len(answer) == (40 if mode != "bm25" else len(set(ids(answer))))
-    assert np.isfinite([(hit.score, hit.retriever_score, hit.reranker_score) for hit in answer]).all()
+    assert np.isfinite([(hit.score, hit.retriever_score) for hit in answer]).all()
+    assert [hit.reranker_score is not None for hit in answer] == [place == 0 for place in range(len(answer))]

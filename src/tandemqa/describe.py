@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tandemqa.data.dataset import load_dataset
+from tandemqa.data.dataset import Passages, load_dataset
 from tandemqa.encoders import bundle
 from tandemqa.errors import TandemError
 from tandemqa.evaluation.report import Report
@@ -18,6 +18,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     Every file is checked as it would be for use. A folder that is none of ours is a `TandemError`.
     """
     folder = Path(path)
+    if (folder / "corpus.jsonl").exists() and not (folder / "queries.jsonl").exists():
+        return {"kind": "corpus", "path": str(folder), "passages": len(Passages(folder / "corpus.jsonl"))}
     if (folder / "corpus.jsonl").exists():
         return {"kind": "dataset", "path": str(folder), **_dataset(folder)}
     if (folder / index.MANIFEST).exists():

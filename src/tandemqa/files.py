@@ -5,19 +5,21 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError
 
 from tandemqa.errors import TandemError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+NO_ROOM = {errno.ENOSPC: "The disk is full", errno.EDQUOT: "The disk quota is used up"}
 
 
 @contextmanager
@@ -25,15 +27,15 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it fails."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        _sync(partial)
-        partial.replace(path)
-        _sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise _explained(error, path) from error
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _sync(partial)
+            partial.replace(path)
+            _sync(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or in a place that may not be changed
+            partial.unlink()
 
 
 @contextmanager
@@ -59,24 +61,67 @@ def put_in_place(partial: Path, path: Path) -> None:
     for entry in (*partial.rglob("*"), partial):
         _sync(entry)
     try:
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
+        while not _took_place(partial, path, old):
+            shutil.rmtree(old, ignore_errors=True)
         _sync(path.parent)
-    finally:
-        if old.exists() and not path.exists():
+    except BaseException:
+        with suppress(OSError):  # there was none, or another stands there by now
             old.rename(path)
+        raise
+    finally:
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
             shutil.rmtree(left, ignore_errors=True)
 
 
+def _took_place(partial: Path, path: Path, old: Path) -> bool:
+    """Whether `partial` could be renamed to `path`, from where what stands there goes to `old`.
+
+    Not if another process put a folder of its own there in between.
+    """
+    with suppress(FileNotFoundError):
+        path.rename(old)
+    try:
+        partial.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+class NotWrittenError(TandemError):
+    """A failure of the system while something was written; `__cause__` is the system's error."""
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """In this block, a failure of the system while `path` is written is a `TandemError`."""
+    """In this block, a failure of the system while `path` is written is a `TandemError`.
+
+    Of blocks inside each other the outermost names its path, which is the one that a user knows.
+    """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        raise _explained(error, path) from error
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, NotWrittenError) else error
+        sentence = None if isinstance(cause, TandemError) else why_not_written(cause, path)
+        if sentence is None:
+            raise
+        raise NotWrittenError(sentence) from cause
+
+
+def why_not_written(error: BaseException | None, path: Path | str) -> str | None:
+    """The sentence for a failure of the system while `path` was written; None for any other error."""
+    number = _error_number(error)
+    if number in NO_ROOM:
+        return f"{NO_ROOM[number]}: {path} was not written; free some space and run the command again."
+    kept = Path(path).is_relative_to(cache_folder())
+    elsewhere = "set TANDEMQA_CACHE to another place" if kept else "choose another place"
+    if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"No permission to write {path}; {elsewhere} or change its permissions."
+    if number is None and not isinstance(error, OSError):
+        return None
+    what = str(error) if number is None else os.strerror(number)
+    return f"{path} could not be written: {what}; {elsewhere}."
 
 
 def remove_partial(folder: Path) -> None:
@@ -96,7 +141,8 @@ def save_array(path: Path, array: "npt.NDArray[Any]") -> None:
     import numpy as np
 
     with whole_file(path) as partial, partial.open("wb") as file:
-        np.save(file, array)
+        # Python writes, and not numpy, which loses the end of a file without a word where the disk is just full.
+        np.save(SimpleNamespace(write=file.write), array)
 
 
 def save_arrays(path: Path, **arrays: "npt.NDArray[Any]") -> None:
@@ -142,13 +188,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _explained(error: Exception, path: Path) -> Exception:
-    number = getattr(error, "errno", None)
-    # safetensors tells the system's error in words only.
-    if number == errno.ENOSPC or (isinstance(error, SafetensorError) and "No space left" in str(error)):
-        return TandemError(f"The disk is full: {path} was not written; free some space and run the command again.")
-    if number in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return TandemError(f"No permission to write {path}; choose another place or change its permissions.")
-    if isinstance(error, OSError):
-        return TandemError(f"{path} could not be written: {error.strerror or error}; choose another place.")
-    return error
+def _error_number(error: BaseException | None) -> int | None:
+    """The system's number of a failure; None if it is not one, or tells none."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    # Libraries in Rust (safetensors, tokenizers) and numpy tell it in words only.
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(found[1])
+    return errno.ENOSPC if isinstance(error, OSError) and "requested and" in str(error) else None

@@ -7,6 +7,7 @@ import typer
 
 from tandemqa.cli.root import AsJson, DataPath, app, print_json
 from tandemqa.terminal import printable
+from tandemqa.wording import counted
 
 
 @app.command()
@@ -39,6 +40,8 @@ def convert(
                      positive, title, hard negative, 0; with tabs between
       pairs          CSV, TSV or JSONL with question and passage and, if there,
                      title, score, negatives (or negative, negative_1, ...)
+      passages       CSV, TSV or JSONL with text (or passage) and, if there, id
+                     and title: a corpus alone; other columns become metadata
       hf             hf:NAME, a Parquet file or a saved dataset, with the columns
                      of pairs; needs pip install 'tandemqa[data]'
       ir             ir:ID of the package ir_datasets; needs the same
@@ -51,6 +54,7 @@ def convert(
     Examples:
       tandemqa convert msmarco --out data
       tandemqa convert faq.csv --out data --split test
+      tandemqa convert documents.csv --out data
       tandemqa convert nq-train.json --out data --format dpr
     """
     from tandemqa.data.formats.convert import convert as run_conversion
@@ -59,13 +63,16 @@ def convert(
     if as_json:
         print_json(about)
         return
-    typer.echo(f"Converted {about['passages']:,} passages and {about['questions']:,} questions ({about['format']}).")
+    passages, questions = counted(about["passages"], "passage"), counted(about["questions"], "question")
+    typer.echo(f"Converted {passages} and {questions} ({about['format']}).")
     for name, counts in about["splits"].items():
-        typer.echo(f"  {name}: {counts['positives']:,} positives, {counts['negatives']:,} judged not relevant")
+        positives = counted(counts["positives"], "positive")
+        typer.echo(f"  {name}: {positives}, {counts['negatives']:,} judged not relevant")
     if about["splits"]:
         typer.echo(f"The dataset is {out}. Next: tandemqa train {out} --out RUN")
     else:
-        typer.echo(f"{out} is a corpus alone; put queries.jsonl and qrels/SPLIT.tsv beside it to use it.")
+        typer.echo(f"{out} is a corpus alone. Next: tandemqa index BUNDLE {out} --out INDEX")
+        typer.echo("To train or measure on it, put queries.jsonl and qrels/SPLIT.tsv beside it.")
 
 
 @app.command()

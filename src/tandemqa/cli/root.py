@@ -1,5 +1,6 @@
 """The command line itself: its group of commands, what they share, and how mistakes are told."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from tandemqa.errors import TandemError
+from tandemqa.files import NO_ROOM, why_not_written
 
 
 class _Commands(TyperGroup):
@@ -22,7 +24,7 @@ class _Commands(TyperGroup):
         except BrokenPipeError:
             raise  # Typer ends in silence
         except OSError as error:
-            message, code = f"Error: {error.strerror or error}: {error.filename or 'reading or writing'}", 2
+            message, code = f"Error: {_of_the_system(error)}", 2
         except KeyboardInterrupt as error:
             message, code = (
                 str(error) or "Interrupted; nothing is left half-written. Give the same command again.",
@@ -31,6 +33,13 @@ class _Commands(TyperGroup):
         # Told only here: with the exception gone, so are the progress bars, each at the end of a line of its own.
         typer.echo(" ".join(message.splitlines()), err=True)
         raise typer.Exit(code)
+
+
+def _of_the_system(error: OSError) -> str:
+    """A failure in one sentence; where it was not known that a file was being written, it shows from these alone."""
+    if error.errno in (*NO_ROOM, errno.EROFS):
+        return str(why_not_written(error, error.filename or "the output"))
+    return f"{error.strerror or error}: {error.filename or 'reading or writing'}"
 
 
 app = typer.Typer(

@@ -10,6 +10,7 @@ import typer
 
 from tandemqa.cli.root import AsJson, BundlePath, DataPath, IndexPath, MovedBundle, Precisely, app, print_json
 from tandemqa.terminal import answer_text
+from tandemqa.wording import counted
 
 
 @app.command()
@@ -49,6 +50,10 @@ def bundle(
     if "metrics" in made.about:
         typer.echo(Report.from_json(made.about["metrics"]).table())
         typer.echo()
+    else:
+        typer.echo(
+            "Nothing is learnt of how to search, not even what a bundle of these models had; --data learns it."
+        )
     typer.echo(f"The bundle is {made.folder}. Next: tandemqa index {out} DATA --out INDEX")
 
 
@@ -129,7 +134,7 @@ def index(
         return
     size = sum(about["files"].values()) / 1e6
     seconds = time.perf_counter() - started
-    typer.echo(f"Indexed {about['passages']:,} passages in {seconds:.1f} s, {size:,.1f} MB.")
+    typer.echo(f"Indexed {counted(about['passages'], 'passage')} in {seconds:.1f} s, {size:,.1f} MB.")
     typer.echo(f'The index is {out}. Next: tandemqa search {out} "your question"')
 
 
@@ -155,7 +160,8 @@ def add(
     if as_json:
         print_json({"index": str(index), **asdict(added)})
     else:
-        typer.echo(f"Added {added.passages:,} passages, {added.replaced:,} of them in the place of others.")
+        earlier = counted(added.replaced, "earlier version")
+        typer.echo(f"Added {counted(added.passages, 'passage')}; {earlier} replaced.")
 
 
 @app.command()
@@ -180,7 +186,8 @@ def delete(
         print_json({"index": str(index), "deleted": count})
     else:
         missing = len(set(ids)) - count
-        typer.echo(f"Deleted {count:,} passages{f'; {missing:,} ids were not there' if missing else ''}.")
+        unknown = f"; {counted(missing, 'id')} not found" if missing else ""
+        typer.echo(f"Deleted {counted(count, 'passage')}{unknown}.")
 
 
 @app.command()
@@ -210,7 +217,7 @@ def search(
     k: Annotated[int, typer.Option("-k", metavar="N", help="Passages to show.")] = 5,
     depth: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Candidates that the re-ranker reads, at least k; 0 for none; usually 50."),
+        typer.Option(metavar="N", help="Candidates that the re-ranker reads; 0 for none; usually 50."),
     ] = None,
     mode: Annotated[
         Literal["dense", "bm25", "hybrid"] | None,

@@ -10,6 +10,7 @@ import typer
 from tandemqa import processes
 from tandemqa.cli.root import AsJson, DataPath, Settings, app, print_json
 from tandemqa.terminal import printable
+from tandemqa.wording import counted
 
 
 @app.command()
@@ -103,8 +104,8 @@ def runs(
         done = sum(state == "complete" for state in run["stages"].values())
         figures = ", ".join(f"{stage} {value:.3f}" for stage, value in run["mrr@10"].items())
         measured = f"; MRR@10 on {run['split']}: "
-        typer.echo(f"{run['run']}  {run['questions']:,} questions of {run['data']}")
-        typer.echo(f"  {done} of {len(run['stages'])} stages{measured + figures if figures else ''}")
+        typer.echo(f"{run['run']}  {counted(run['questions'], 'question')} of {run['data']}")
+        typer.echo(f"  {done} of {counted(len(run['stages']), 'stage')}{measured + figures if figures else ''}")
 
 
 @app.command()

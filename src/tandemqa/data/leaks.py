@@ -12,6 +12,7 @@ from tandemqa.data.dataset import Dataset, Passage, Passages
 from tandemqa.data.qrels import Qrels
 from tandemqa.data.similar import SimilarTexts, normalised
 from tandemqa.progress import track
+from tandemqa.wording import counted
 
 TRAIN = "train"
 EXAMPLES = 5
@@ -111,7 +112,8 @@ class Leaks:
 
     def text(self) -> str:
         """For each kind of finding the number of questions, what to do, and a few examples."""
-        lines = [f"{self.questions:,} {self.split} questions, {self.training_questions:,} training questions"]
+        asked, trained = (self.questions, f"{self.split} question"), (self.training_questions, "training question")
+        lines = [f"{counted(*asked)}, {counted(*trained)}"]
         for kind, found in self._kinds().items():
             what, advice = ADVICE[kind]
             count = _questions(found)

@@ -18,6 +18,10 @@ Line = tuple[Path | str, int]
 """Where something stands: a file and the number of a line, from 1; `fault(*line, what)` is the error for it."""
 
 
+Metadata = dict[str, Any]
+"""What a passage carries besides title and text."""
+
+
 def fault(path: Path | str, number: int, what: str) -> TandemError:
     """The error for line `number` (from 1) of `path`, a file or what else has lines."""
     return TandemError(f"{path}, line {number}: {what}")
@@ -114,6 +118,26 @@ def string_field(path: Path | str, number: int, record: dict[str, Any], field: s
     if not is_text(value):
         raise fault(path, number, f"field {field} holds half of a surrogate pair (\\ud800 to \\udfff); remove it.")
     return value
+
+
+def metadata_of(path: Path | str, number: int, record: dict[str, Any]) -> Metadata:
+    """The further fields of a line of `corpus.jsonl`; one that is not JSON in UTF-8 is a `TandemError`."""
+    nested = record.get("metadata") or {}
+    if not isinstance(nested, dict):
+        raise fault(path, number, 'field metadata is not an object; write one like {"year": 2001}.')
+    found = {name: value for name, value in record.items() if name not in ("_id", "title", "text", "metadata")}
+    found.update(nested)
+    for name, value in found.items():
+        try:
+            json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            shown = str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+            what = f"field {shown} holds half of a surrogate pair (\\ud800 to \\udfff); remove it."
+            raise fault(path, number, what) from error
+        except (ValueError, TypeError, RecursionError) as error:
+            what = f"field {name} cannot be kept as JSON ({error}); change its value, or leave it out."
+            raise fault(path, number, what) from error
+    return found
 
 
 def is_text(value: str) -> bool:

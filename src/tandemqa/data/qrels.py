@@ -7,6 +7,7 @@ from pathlib import Path
 from tandemqa.data.lines import Line, check_trec_names, fault, fields, read_lines
 from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
+from tandemqa.wording import counted
 
 Qrels = dict[str, dict[str, int]]
 """Judgements: query id -> passage id -> grade; a grade above 0 is a positive."""
@@ -48,7 +49,7 @@ def judgements(lines: Iterable[tuple[Line, str]]) -> Iterator[tuple[Line, str, s
             if [column.strip().lower() for column in columns] == _HEADER:
                 continue
         if len(columns) != width or width not in (3, 4):
-            what = f"{len(columns)} columns; write query-id, corpus-id and score, with tabs between."
+            what = f"{counted(len(columns), 'column')}; write query-id, corpus-id and score, with tabs between."
             raise fault(*line, what)
         grade = columns[-1].strip()
         if not _INTEGER.fullmatch(grade):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tandemqa.data.lines import check_trec_names, fault, fields, read_lines
 from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
+from tandemqa.wording import counted
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -96,7 +97,7 @@ def read_trec(path: Path, row: Mapping[str, int]) -> Run:
     for number, _, text in read_lines(path):
         columns = fields(text)
         if len(columns) != 6:
-            what = f"{len(columns)} columns; write six: query, Q0, passage, rank, score, tag."
+            what = f"{counted(len(columns), 'column')}; write six: query, Q0, passage, rank, score, tag."
             raise fault(path, number, what)
         try:
             passage.append(row[columns[2]])

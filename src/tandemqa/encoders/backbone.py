@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -129,6 +131,13 @@ def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
         weights = weights * torch.arange(1, mask.shape[1] + 1, device=states.device)[None, :, None]
     length = weights.sum(1)
     return (states.float() * weights).sum(1) / (length.sqrt() if pooling == "mean_sqrt_len_tokens" else length)
+
+
+def not_finite(values: npt.NDArray[np.floating]) -> int | None:
+    """The first row that is not finite of values of shape (N,) or (N, d); None if all are."""
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(values if values.ndim == 1 else values.sum(axis=1, dtype=np.float32))
+    return None if finite.all() else int(np.argmin(finite))
 
 
 def weights_fingerprint(model: nn.Module, *more: str) -> str:

@@ -112,7 +112,10 @@ def _ranges(
             progress.update(len(rows))
 
     encoder.eval()
-    return measure_ranges(encoder, batches(), hidden_states)
+    ranges = measure_ranges(encoder, batches(), hidden_states)
+    if not all(bool(values.isfinite().all()) for values in ranges.values()):
+        raise TandemError(f"The encoder {encoder.name_or_path} computes what is not finite; train the model again.")
+    return ranges
 
 
 def _some(texts: Sequence[str], count: int) -> list[str]:

@@ -24,12 +24,14 @@ from tandemqa.encoders.backbone import (
     hidden_states,
     load_backbone,
     load_tokenizer,
+    not_finite,
     pool,
     weights_fingerprint,
 )
 from tandemqa.encoders.dense import Dense
-from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, tokenize
+from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, named, tokenize
 from tandemqa.encoders.quantised import Ranges
+from tandemqa.errors import TandemError
 from tandemqa.progress import bar
 
 
@@ -149,7 +151,8 @@ class CrossEncoder(nn.Module):
     ) -> npt.NDArray[np.float32]:
         """Scores of (query row, passage row) pairs, float32 of shape (P,), from pairs int64 of shape (P, 2).
 
-        Pairs of many queries share a batch: they are cut by length alone. `precision` is as in `DualEncoder.encode`.
+        Pairs of many queries share a batch: they are cut by length alone. `precision` is as in `DualEncoder.encode`,
+        and so is what becomes of a score that is not finite.
         """
         if self.training:  # telling a hundred modules takes time that a single question notices
             self.eval()
@@ -178,4 +181,13 @@ class CrossEncoder(nn.Module):
                 progress.update(len(rows))
         if progress:
             progress.close()
+        if (row := not_finite(scores)) is not None:
+            question, passage = (
+                named(self.tokenizer, texts[int(text)])
+                for texts, text in zip((queries, passages), pairs[row], strict=True)
+            )
+            raise TandemError(
+                f"The re-ranker {self.config.model} gives the question {question} with the passage {passage} a score "
+                "that is not finite; train it again, or use another."
+            )
         return scores

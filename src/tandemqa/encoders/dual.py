@@ -25,12 +25,14 @@ from tandemqa.encoders.backbone import (
     hidden_states,
     load_backbone,
     load_tokenizer,
+    not_finite,
     pool,
     weights_fingerprint,
 )
 from tandemqa.encoders.dense import Dense
-from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, prompt_ids, tokenize
+from tandemqa.encoders.inputs import Ids, InputFormat, TokenBatch, named, prompt_ids, tokenize
 from tandemqa.encoders.quantised import Ranges
+from tandemqa.errors import TandemError
 from tandemqa.progress import bar
 
 Tower = Literal["query", "passage"]
@@ -172,10 +174,17 @@ class DualEncoder(nn.Module):
 
         `texts` may be a token store. `show` names a progress bar, or is one to be moved on.
         `precision` "auto" computes in bfloat16 where the processor does, "int8" in bytes; None is the model's own.
+        A vector that is not finite is a `TandemError` that names the model and the text.
         """
         vectors = np.empty((len(texts), self.size), dtype=np.float32)
         for rows, states, batch in self._read(texts, tower, token_budget, show, precision):
             vectors[rows] = self.pooled(states, batch).float().cpu().numpy()
+        if (row := not_finite(vectors)) is not None:
+            text = named(self.tokenizer, texts[row])
+            raise TandemError(
+                f"The retriever {self.config.model} gives the {tower} {text} a vector that is not finite; "
+                "train it again, or use another."
+            )
         return vectors
 
     @torch.inference_mode()

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from tandemqa.data.tokens import MAX_TOKENS
 from tandemqa.errors import TandemError
+from tandemqa.wording import quoted
 
 Ids = npt.NDArray[np.int32]
 
 # Rows of at least this share of the longest may be padded to it.
 SIMILAR = 0.9
+# Tokens at the beginning of a text that a message may need.
+NAMING = 40
 # A batch of a sixteenth of the token budget is large enough not to be widened further: the padding of a training step
 # stays below a twentieth.
 EFFICIENT_SHARE = 16
@@ -120,7 +123,13 @@ def position_limit(config: Any) -> int:
 
 def first_position(config: Any) -> int:
     """The position of an encoder's first token: RoBERTa and its kin count from behind the padding id."""
-    return int(config.pad_token_id) + 1 if "roberta" in config.model_type else 0
+    kin = "roberta" in config.model_type or config.model_type == "camembert"
+    return int(config.pad_token_id) + 1 if kin else 0
+
+
+def named(tokenizer: Any, ids: Ids) -> str:
+    """A tokenised text as a message names it: its beginning, in quotes."""
+    return quoted(tokenizer.decode(ids[:NAMING].tolist()))
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> Ids:

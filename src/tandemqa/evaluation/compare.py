@@ -16,6 +16,7 @@ from tandemqa.evaluation.metrics import bootstrap_interval, counted_queries, eva
 from tandemqa.evaluation.significance import ROUNDING, holm, paired_interval, randomisation_test
 from tandemqa.files import whole_file
 from tandemqa.progress import track
+from tandemqa.wording import counted
 
 PER_QUERY = ("mrr@10", "ndcg@10", "recall@1", "recall@20", "recall@100")
 TOP = 10
@@ -81,7 +82,7 @@ class Comparison:
         against = f"against {first}"
         width = max(map(len, (against, *others))) + 2
         lines = [
-            f"{self.metric} over {len(self.queries):,} questions",
+            f"{self.metric} over {counted(len(self.queries), 'question')}",
             "",
             f"{'':{width}}{'mean':>7}   {'95 % interval':14}{'missing':>10}   unjudged in top {TOP}",
         ]
@@ -101,7 +102,8 @@ class Comparison:
         _, cut = parse_metric(self.metric)
         for name, run in self.runs.items():
             if run.depth < cut:
-                lines += ["", f"Warning: {name} ranks {run.depth} passages at most; {self.metric} looks at {cut}."]
+                most = counted(run.depth, "passage")
+                lines += ["", f"Warning: {name} ranks {most} at most; {self.metric} looks at {cut}."]
         return "\n".join(lines)
 
     def write_per_query(self, path: Path) -> None:

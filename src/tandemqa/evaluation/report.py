@@ -8,6 +8,7 @@ from typing import Any
 from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run, write_trec
 from tandemqa.evaluation.metrics import bootstrap_interval, counted_queries, evaluate_run
+from tandemqa.wording import counted
 
 METRICS = ("mrr@10", "ndcg@10", "recall@1", "recall@20", "recall@50")
 SHOWN = {"mrr@10": "MRR@10", "recall@1": "R@1", "recall@20": "R@20"}
@@ -59,7 +60,8 @@ class Report:
     def table(self) -> str:
         """The stages as text, a line each, with the interval of MRR@10."""
         lines = [
-            f"{self.questions:,} {self.split} questions, {self.passages:,} passages, top {self.depth} re-ranked",
+            f"{counted(self.questions, f'{self.split} question')}, {counted(self.passages, 'passage')}, "
+            f"top {self.depth} re-ranked",
             "",
             f"{'':24}" + "".join(f"{name:>9}" for name in SHOWN.values()) + "   95 % of MRR@10",
         ]

@@ -70,7 +70,7 @@ def build(
     if precision == "int8" and not bundle.calibrated:
         bundle.calibrate(*_texts(folder))
     bundle = bundle.at(precision)
-    questions = _questions(bundle.retriever, folder / "queries.jsonl")
+    questions = _questions(bundle.retriever, _asked(folder))
     partial = place.with_name(f".{place.name}.partial")
     with explained(out), contextlib.ExitStack() as stack:
         if (place / MANIFEST).exists():
@@ -154,18 +154,21 @@ def _records(corpus: Path) -> Iterator[tuple[int, Record]]:
 
 def _texts(folder: Path) -> tuple[list[str], list[str]]:
     """Questions, if there are any, and passages to calibrate on."""
-    path = folder / "queries.jsonl"
-    questions = list(read_queries(path).values()) if path.exists() else []
     corpus = folder / "corpus.jsonl"
     records = itertools.islice(read_records(corpus), FIRST)
-    return questions, [record_of(corpus, number, record).passage.full for number, _, record in records]
+    return _asked(folder), [record_of(corpus, number, record).passage.full for number, _, record in records]
 
 
-def _questions(retriever: DualEncoder, path: Path) -> npt.NDArray[np.float32] | None:
-    """Vectors of some of the dataset's questions; None if it has none."""
-    if not path.exists():
+def _asked(folder: Path) -> list[str]:
+    """The dataset's questions; a corpus alone has none."""
+    path = folder / "queries.jsonl"
+    return list(read_queries(path).values()) if path.exists() and path.stat().st_size else []
+
+
+def _questions(retriever: DualEncoder, texts: list[str]) -> npt.NDArray[np.float32] | None:
+    """Vectors of some of the questions; None if there are none."""
+    if not texts:
         return None
-    texts = list(read_queries(path).values())
     chosen = np.random.default_rng(0).permutation(len(texts))[:QUERIES]
     return retriever.encode(retriever.tokenize([texts[number] for number in chosen.tolist()]), "query")
 

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tandemqa.encoders import threads
+from tandemqa.encoders.backbone import not_finite
 from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
+from tandemqa.wording import quoted
 
 Kind = Literal["exact", "ivf", "hnsw"]
 Storage = Literal["fp16", "int8"]
@@ -46,8 +48,7 @@ class DenseIndex:
     @classmethod
     def build(cls, vectors: npt.NDArray[np.float32]) -> "DenseIndex":
         """Index vectors, float32 of shape (N, d), for exact search in half precision."""
-        check_finite(vectors)
-        return cls.of_blocks([vectors])
+        return cls.of_blocks([in_half(vectors)])
 
     @classmethod
     def of_blocks(
@@ -183,12 +184,23 @@ def _search_in_threads(
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
-def check_finite(vectors: npt.NDArray[np.floating], first: int = 0) -> None:
-    """Raise `TandemError` for a vector that is not finite in those, (N, d), of the passage rows from `first` on."""
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        row = first + int(np.argmin(finite))
-        raise TandemError(f"The retriever gave a vector that is not finite for passage row {row}; train it again.")
+def in_half(
+    vectors: npt.NDArray[np.floating], texts: Callable[[int, int], Sequence[str]] | None = None, first: int = 0
+) -> npt.NDArray[np.float16]:
+    """Vectors (N, d) of the passages from `first` on in half precision.
+
+    One that is not finite there is a `TandemError` that names its passage, by what `texts(start, stop)` gives.
+    """
+    with np.errstate(over="ignore"):
+        half = vectors.astype(np.float16)
+    if (row := not_finite(half)) is not None:
+        row += first
+        passage = f"row {row}" if texts is None else quoted(texts(row, row + 1)[0])
+        raise TandemError(
+            f"The vector of the passage {passage} is not finite in half precision (above 65,504, or no number at "
+            "all); train the retriever again, or use another."
+        )
+    return half
 
 
 def _float32(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:

@@ -88,6 +88,9 @@ class LexicalIndex:
     def save(self, folder: Path) -> None:
         with whole_folder(folder) as partial:
             self.bm25.save(partial)
+            for name in ("data", "indices", "indptr"):
+                # Again, because numpy does not notice that the disk is full; see `save_array`.
+                save_array(partial / f"{name}.csc.index.npy", self.bm25.scores[name])
             save_array(partial / LENGTHS, self.lengths)
 
     @classmethod

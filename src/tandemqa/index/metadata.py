@@ -6,21 +6,17 @@ these, each of which then counts, can be searched by.
 """
 
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from tandemqa.data.lines import fault, is_text
+from tandemqa.data.lines import Metadata, is_text
 from tandemqa.errors import TandemError
-
-Metadata = dict[str, Any]
 
 
 class Execute(Protocol):
@@ -31,26 +27,6 @@ class Execute(Protocol):
 
 _CONDITION = re.compile(r"\s*([^<>=]*[^<>=\s])\s*(<=|>=|<|>|=)\s*([^<>=\s].*?)\s*", re.DOTALL)
 _LARGEST_INTEGER = 2**63 - 1
-
-
-def metadata_of(path: Path | str, number: int, record: dict[str, Any]) -> Metadata:
-    """The further fields of a line of `corpus.jsonl`; one that is not JSON in UTF-8 is a `TandemError`."""
-    nested = record.get("metadata") or {}
-    if not isinstance(nested, dict):
-        raise fault(path, number, 'field metadata is not an object; write one like {"year": 2001}.')
-    found = {name: value for name, value in record.items() if name not in ("_id", "title", "text", "metadata")}
-    found.update(nested)
-    for name, value in found.items():
-        try:
-            json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            shown = str(name).encode("utf-8", "backslashreplace").decode("utf-8")
-            what = f"field {shown} holds half of a surrogate pair (\\ud800 to \\udfff); remove it."
-            raise fault(path, number, what) from error
-        except (ValueError, TypeError, RecursionError) as error:
-            what = f"field {name} cannot be kept as JSON ({error}); change its value, or leave it out."
-            raise fault(path, number, what) from error
-    return found
 
 
 def searchable(metadata: Metadata) -> Iterator[tuple[str, str | int | float]]:

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tandemqa.data.dataset import Passage, passage_of
-from tandemqa.data.lines import fault, read_records, string_field
+from tandemqa.data.lines import Metadata, fault, metadata_of, read_records, string_field
 from tandemqa.errors import TandemError
-from tandemqa.index.metadata import Metadata, field_names, mask_of, metadata_of, searchable
+from tandemqa.index.metadata import field_names, mask_of, searchable
 
 # A passage keeps its row for as long as it is in the index; rows are never given twice. `tombstones` are the rows
 # that segments still hold and `passages` no longer does. What `fields` has of them goes when the index is compacted.
@@ -132,6 +132,11 @@ class PassageStore:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> TandemError:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            return TandemError(
+                f"The passages {self.path} could not be read ({error}); see that the disk is sound and has room, and "
+                "give the command again."
+            )
         return TandemError(f"The passages {self.path} are missing or damaged ({error}); build the index again.")
 
 
@@ -271,6 +276,7 @@ def _explained(path: Path) -> Iterator[None]:
             sqlite3.SQLITE_FULL: errno.ENOSPC,
             sqlite3.SQLITE_READONLY: errno.EROFS,
             sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+            sqlite3.SQLITE_IOERR: errno.EIO,
         }.get(error.sqlite_errorcode & 0xFF)
         if number is None:
             raise

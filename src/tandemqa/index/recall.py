@@ -43,8 +43,8 @@ def tune(
 ) -> Recall:
     """Measure the recall of `index`; an approximate one is set to the breadth that reaches the target.
 
-    blocks: the vectors the index was built from, in arrays of shape (n, d). questions: float32 (Q, d), or None. k is
-    cut at the number of passages.
+    blocks: the vectors the index was built from, in arrays of shape (n, d). questions: those to ask, float32 (Q, d);
+    None draws passages. k is cut at the number of passages.
     """
     sample = _Sample.draw(blocks, questions, k)
     if index.kind != "exact":
@@ -73,12 +73,10 @@ class _Sample:
 
     @classmethod
     def draw(cls, blocks: Sequence[Vectors], questions: npt.NDArray[np.float32] | None, k: int) -> "_Sample":
-        generator = np.random.default_rng(0)
         if questions is not None:
-            chosen = generator.permutation(len(questions))[:QUERIES]
-            return cls(blocks, np.ascontiguousarray(questions[chosen]), np.full(len(chosen), -1, dtype=np.int64), k)
+            return cls(blocks, np.ascontiguousarray(questions), np.full(len(questions), -1, dtype=np.int64), k)
         total = sum(map(len, blocks))
-        rows = np.sort(generator.choice(total, size=min(QUERIES, total), replace=False))
+        rows = np.sort(np.random.default_rng(0).choice(total, size=min(QUERIES, total), replace=False))
         starts = np.cumsum([0, *map(len, blocks)])
         return cls(blocks, _gather(blocks, starts, rows), rows, k)
 

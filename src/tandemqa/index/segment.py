@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tandemqa.data.tokens import TokenStore
 from tandemqa.errors import TandemError
 from tandemqa.files import read_json, remove_partial, save_array, whole_folder, write_json
-from tandemqa.index.dense import DenseIndex, Kind, Storage, check_finite
+from tandemqa.index.dense import DenseIndex, Kind, Storage, in_half
 from tandemqa.index.lexical import LexicalIndex
 from tandemqa.index.recall import tune
 from tandemqa.progress import bar
@@ -154,8 +154,7 @@ def _encode(shards: Path, count: int, source: Source) -> None:
             shard = shards / f"{start:09}"
             if not shard.exists():
                 vectors, tokens = source.encode(start, stop, progress)
-                half = vectors.astype(np.float16)
-                check_finite(half, start)
+                half = in_half(vectors, source.texts, start)
                 with whole_folder(shard) as partial:
                     save_array(partial / "vectors.npy", half)
                     save_array(partial / "ids.npy", np.concatenate([*tokens, np.empty(0, dtype=np.int32)]))

@@ -13,7 +13,7 @@ from tandemqa.encoders.backbone import device_of, has_bfloat16
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.encoders.quantised import ranges_fingerprint
 from tandemqa.files import cache_folder, save_array
-from tandemqa.index.dense import DenseIndex, check_finite
+from tandemqa.index.dense import DenseIndex, in_half
 from tandemqa.index.segment import SHARD
 from tandemqa.progress import bar
 
@@ -73,8 +73,7 @@ def passage_index(retriever: DualEncoder, dataset: Dataset) -> DenseIndex:
             for rows in shards:
                 if found[rows] is None:
                     vectors = retriever.encode([tokens[row] for row in rows], "passage", show=progress)
-                    check_finite(vectors, rows.start)
-                    found[rows] = half = vectors.astype(np.float16)
+                    found[rows] = half = in_half(vectors, lambda row, _: [dataset.passages[row].full], rows.start)
                     cached.save(rows.start, half)
                 progress.update(rows.stop - progress.n)
     return DenseIndex.of_blocks([vectors for vectors in found.values() if vectors is not None])

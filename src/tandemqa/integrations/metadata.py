@@ -6,7 +6,8 @@ from tandemqa.search.searcher import Answer, Hit
 
 
 def metadata(answer: Answer, hit: Hit) -> dict[str, Any]:
-    """The hit's id, title, ranks, scores and answer, and how sure its question's first hit is."""
+    """The hit's id, title, ranks, scores and answer, what its passage carries besides (`metadata`), and how sure its
+    question's first hit is."""
     return {
         "id": hit.id,
         "title": hit.title,
@@ -18,6 +19,7 @@ def metadata(answer: Answer, hit: Hit) -> dict[str, Any]:
         "answer": hit.answer,
         "answer_start": hit.answer_start,
         "answer_end": hit.answer_end,
+        "metadata": hit.metadata,
         "confidence": answer.confidence,
         "found": answer.found,
     }

@@ -132,10 +132,44 @@ def load_recipe(source: str | Path = "quick", overrides: Sequence[str] = ()) -> 
         raise TandemError(f"{path} must hold sections such as `joint:`, not a {type(values).__name__}.")
     for override in overrides:
         _override(values, override)
+    where = f"{path} with --set" if overrides else str(path)
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise TandemError(_explain(error, f"{path} with --set" if overrides else str(path))) from error
+        raise TandemError(_explain(error, where)) from error
+    for setting, why in _idle(recipe).items():
+        section, _, field = setting.partition(".")
+        if field in getattr(recipe, section).model_fields_set:
+            raise TandemError(f"{where}: {setting} does nothing, because {why}; leave it out.")
+    return recipe
+
+
+def _idle(recipe: Recipe) -> dict[str, str]:
+    """The settings that nothing reads with this recipe, each with the reason.
+
+    Stages of no epochs are not among them: whoever leaves a stage out may want to have it again.
+    """
+    reasons = {
+        "the retriever is trained alone there": ["warm_retriever.reranker_rate", "warm_retriever.head_rate"],
+        "the re-ranker is trained alone there": ["warm_reranker.retriever_rate"],
+        "one model is trained alone there": ["warm_retriever.clip", "warm_reranker.clip"],
+    }
+    if recipe.retriever.towers == "shared":
+        reasons["shared towers read queries at passage_length, too"] = ["retriever.query_length"]
+    if recipe.warm_retriever.negatives != "bm25":
+        reasons["warm_retriever.negatives is not bm25"] = ["warm_retriever.depth"]
+    if recipe.warm_retriever.negatives == "none":
+        reasons["warm_retriever.negatives is none"] = ["warm_retriever.negatives_per_question"]
+    if not recipe.reranker_scores:
+        unscored = ["lists.low", "lists.high", "lists.thresholds"]
+        reasons["lists.denoised_share and data.unlabelled are both 0"] = unscored
+    if recipe.joint.validate_steps is None:
+        unmeasured = ["joint.patience", "joint.validation_questions", "joint.validation_passages"]
+        reasons["joint.validate_steps is not set"] = unmeasured
+    if recipe.loss.kl_weight == 0:
+        undistilled = ["loss.kl_direction", "loss.kl_reduction", "loss.kl_reranker_gradient"]
+        reasons["loss.kl_weight is 0"] = undistilled
+    return {setting: why for why, settings in reasons.items() for setting in settings}
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tandemqa.evaluation.report import Report
 from tandemqa.report.gather import Changes, Confidence, Curve
+from tandemqa.wording import counted
 
 # Of Okabe and Ito (2008), told apart with any colour vision.
 BLUE, ORANGE = "#0072b2", "#d55e00"
@@ -55,7 +56,7 @@ def stages_plot(report: Report) -> Markup:
         axes.locator_params(axis="x", nbins=4)
     panels[0].set_yticks(places, stages)
     panels[0].set_ylim(-0.6, len(stages) - 0.4)
-    over = f"{report.questions:,} {report.split} questions"
+    over = counted(report.questions, f"{report.split} question")
     figure.supxlabel(f"mean over {over} (0 to 1) and its 95 % interval", size=10)
     return _svg(figure, "Metrics of each stage")
 

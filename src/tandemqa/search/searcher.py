@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tandemqa.data.dataset import Passage
+from tandemqa.data.lines import Metadata
 from tandemqa.data.runs import Run
 from tandemqa.data.tokens import TokenIds
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
 from tandemqa.index.index import Index
-from tandemqa.index.metadata import Metadata
 from tandemqa.lists.confidence import Calibration
 from tandemqa.search.candidates import Candidates, Mode, find
 from tandemqa.search.highlight import best_sentences
@@ -32,9 +32,9 @@ STAGES = ("retrieve", "re-rank", "read", "highlight")
 class Hit:
     """One passage found. `rank` and `retriever_rank`, its place before re-ranking, count from 1.
 
-    `score` is what the hits are ranked by: the re-ranker's, plus the bundle's blend of the retriever's. Where
-    re-ranking stopped early, what was not read has no `reranker_score`, and a `score` that only keeps the order;
-    where nothing was to be re-ranked (depth 0), `score` is that of the first stage.
+    `score` is what the hits are ranked by: the re-ranker's, plus the bundle's blend of the retriever's. What the
+    re-ranker did not read, below the depth or where it stopped early, has no `reranker_score`, and a `score` that
+    only keeps the order; where nothing was to be re-ranked (depth 0), `score` is that of the first stage.
     `bm25_score` is there where BM25 was asked and found the passage. `answer` is the sentence that answers best:
     `text[answer_start:answer_end]`, empty if the passage has no text. `metadata` is what the passage carries besides.
     """
@@ -116,12 +116,13 @@ class Searcher:
     ) -> list[Answer]:
         """Search for many questions at once, which is faster than one by one.
 
-        depth: how many candidates the re-ranker reads, at least `k`; 0 leaves them as they were found. mode: who
-        finds them: the retriever ("dense"), "bm25", or both ("hybrid"). stopping: 0 re-ranks all candidates; up to
-        1, re-ranking ends sooner and loses more. It is judged by the first hit only, so the hits behind it lose more
-        than that (`search.stopping`; the bundle's curve is that of the mode "dense"). Where one of the three is None,
-        it is what `tune` chose for the bundle, else 50, "dense" and 0. `k` and `depth` are cut at the size of the
-        index. A question that is empty or no Unicode text, and an option out of its range, is a `TandemError`.
+        depth: how many candidates the re-ranker reads; those below it follow in the order in which they were found,
+        and with 0 all stay so. mode: who finds them: the retriever ("dense"), "bm25", or both ("hybrid"). stopping: 0
+        re-ranks all candidates; up to 1, re-ranking ends sooner and loses more. It is judged by the first hit only,
+        so the hits behind it lose more than that (`search.stopping`; the bundle's curve is that of the mode "dense").
+        Where one of the three is None, it is what `tune` chose for the bundle, else 50, "dense" and 0. `k` and
+        `depth` are cut at the size of the index. A question that is empty or no Unicode text, and an option out of
+        its range, is a `TandemError`.
         """
         usual = self.learnt.setting
         depth = usual.depth if depth is None else depth
@@ -149,11 +150,12 @@ class Searcher:
         queries = retriever.tokenize(questions)
         candidates = find(self.index, retriever, questions, queries, max(k, depth), mode, self.learnt.fusion, where)
         times.append(time.perf_counter())
+        scores = np.full(candidates.run.rows.shape, -np.inf, dtype=np.float32)
         if depth == 0:
-            scores, best = np.full(candidates.run.rows.shape, -np.inf, dtype=np.float32), candidates.run.cut(k)
+            best = candidates.run.cut(k)
         else:
             by_similarity = Run(candidates.run.query_ids, candidates.run.rows, candidates.similarity)
-            scores = self._reranker_scores(questions, by_similarity, stopping)
+            scores[:, :depth] = self._reranker_scores(questions, by_similarity.cut(depth), stopping)
             best = blended(by_similarity, scores, self.learnt.blend).cut(k)
         times.append(time.perf_counter())
         hits = self._hits(candidates, scores, best)

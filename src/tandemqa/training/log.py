@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tandemqa.extras import needed
-from tandemqa.files import whole_file
+from tandemqa.files import explained, whole_file
 
 
 def summary_writer() -> Any:
@@ -33,7 +33,7 @@ class TrainingLog:
 
     def write(self, record: dict[str, float]) -> None:
         """Add what is to be known of a step; `record["step"]` is its number."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with explained(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self.plot(int(record["step"]), record)
 
@@ -41,9 +41,10 @@ class TrainingLog:
         """Show numbers in TensorBoard alone, under their names behind that of their group."""
         if self.board is None:
             return
-        for name in record.keys() - {"step"}:
-            self.board.add_scalar(group + name, record[name], step)
-        self.board.flush()
+        with explained(self.path.parent / "tensorboard"):
+            for name in record.keys() - {"step"}:
+                self.board.add_scalar(group + name, record[name], step)
+            self.board.flush()
 
     def close(self) -> None:
         """Let go of TensorBoard's file."""

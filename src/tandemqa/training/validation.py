@@ -13,6 +13,7 @@ from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
 from tandemqa.training.checkpoint import KEPT, best_weights, load_weights, save_weights
 from tandemqa.training.joint import JointModel
+from tandemqa.wording import counted
 
 Figures = dict[str, float]
 
@@ -97,8 +98,9 @@ class BestState:
 
     def summary(self) -> str:
         """What was found, in one sentence."""
-        name, last = self.validation.best_by, self.lines[-1]["step"]
-        ended = f"stopped after {last} steps" if self.stops else f"measured after each of {len(self.lines) - 1} parts"
+        name, last = self.validation.best_by, int(self.lines[-1]["step"])
+        parts = counted(len(self.lines) - 1, "part")
+        ended = f"stopped after {counted(last, 'step')}" if self.stops else f"measured after each of {parts}"
         return f"{ended}; the best state, kept, is that after {self.best['step']} ({name} {self.best[name]:.3f})"
 
     def _read(self) -> list[Figures]:

@@ -9,6 +9,7 @@ from tandemqa.data.formats.target import Target
 from tandemqa.data.lines import Line, fault, fields
 from tandemqa.data.qrels import judgements
 from tandemqa.errors import TandemError
+from tandemqa.wording import counted
 
 
 def fits(source: Path) -> bool:
@@ -35,7 +36,7 @@ def read(source: Path, split: str, out: Target) -> None:
         for line, text in lines(path):
             columns = fields(text)
             if len(columns) != 3:
-                raise fault(*line, f"{len(columns)} columns; write query id, positive and hard negative.")
+                raise fault(*line, f"{counted(len(columns), 'column')}; write query id, positive and hard negative.")
             query, positive, negative = columns
             out.judge(line, split_in(path.name, split), query, positive, 1)
             out.judge(line, split_in(path.name, split), query, negative, 0)

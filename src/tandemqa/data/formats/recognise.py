@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from tandemqa.data.formats import beir, dpr, hf, ir, msmarco, pairs, rocketqa, wikipedia
+from tandemqa.data.formats import beir, dpr, hf, ir, msmarco, pairs, passages, rocketqa, wikipedia
 from tandemqa.data.formats.target import Target
 
 
@@ -24,6 +24,7 @@ FORMATS: dict[str, Format] = {
     "dpr-wikipedia": wikipedia,
     "rocketqa": rocketqa,
     "pairs": pairs,
+    "passages": passages,
     "hf": hf,
     "ir": ir,
 }

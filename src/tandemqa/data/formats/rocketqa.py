@@ -5,6 +5,7 @@ from pathlib import Path
 from tandemqa.data.formats.source import first_line, integer, lines
 from tandemqa.data.formats.target import Target
 from tandemqa.data.lines import fault
+from tandemqa.wording import counted
 
 
 def fits(source: Path) -> bool:
@@ -30,5 +31,5 @@ def read(source: Path, split: str, out: Target) -> None:
                 out.judge(line, split, query, out.passage(line, title, positive), 1)
                 out.judge(line, split, query, out.passage(line, negative_title, negative), 0)
             case columns:
-                what = f"{len(columns)} columns; write 4 (query, title, passage, label) or 6, with tabs between."
-                raise fault(*line, what)
+                what = "write 4 (query, title, passage, label) or 6, with tabs between"
+                raise fault(*line, f"{counted(len(columns), 'column')}; {what}.")

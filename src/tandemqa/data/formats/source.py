@@ -17,12 +17,15 @@ from tqdm import tqdm
 from tandemqa.data.lines import Line, fault, opened, raw_lines, read_lines, read_objects, read_records
 from tandemqa.errors import TandemError
 from tandemqa.progress import bar
+from tandemqa.wording import counted
 
 T = TypeVar("T")
 
 _CHUNK = 1 << 20
 _HEAD = 1 << 16
 _NOT_BLANK = re.compile(r"[^ \t\r\n]")
+# The name of a field in JSON: no quoted word inside a string stands before a colon with its quotes bare.
+_FIELD = re.compile(r'(?<!\\)"([^"\\]+)"\s*:')
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 # A JSON token that the end of a chunk cuts in two is reported at most so far from the end, unless it is a string.
 _LONGEST_TOKEN = 12
@@ -69,6 +72,34 @@ def rows(path: Path, delimiter: str) -> Iterator[tuple[Line, list[str]]]:
             yield (path, number), row
 
 
+def column_names(path: Path) -> list[str]:
+    """The names of the columns of a table, or of the fields in the first line of a JSONL file, by that line alone."""
+    first = first_line(path)
+    if first.startswith("{"):
+        return _FIELD.findall(first)
+    return [name.strip() for name in next(csv.reader([first], delimiter=_delimiter(first)), [])]
+
+
+def named_rows(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
+    """The objects of a JSONL file, or the rows of a CSV or TSV file under the names in its first line."""
+    first = first_line(path)
+    if first.startswith("{"):
+        yield from objects(path)
+        return
+    names: list[str] = []
+    for line, row in rows(path, _delimiter(first)):
+        if not names:
+            names = [name.strip() for name in row]
+            if twice := next((name for name in names if name and names.count(name) > 1), None):
+                raise fault(*line, f"column {twice!r} stands twice; rename one.")
+        elif len(row) != len(names):
+            raise fault(
+                *line, f"{counted(len(row), 'column')}, but the first line names {len(names)}; write one for each."
+            )
+        else:
+            yield line, dict(zip(names, row, strict=True))
+
+
 def items(path: Path) -> Iterator[tuple[Line, Any]]:
     """The items of a JSON list, one after the other: in memory are one item and one chunk of the file."""
     with opened(path) as file, _bytes_bar(path) as progress:
@@ -95,6 +126,10 @@ def integer(line: Line, field: str, value: object) -> int:
         found = str(value)[:20]
         raise fault(*line, f"field {field} is {found!r}, not an integer; write 1 for a positive, 0 otherwise.")
     return int(str(value))
+
+
+def _delimiter(first: str) -> str:
+    return "\t" if "\t" in first else ","
 
 
 class _JsonText:

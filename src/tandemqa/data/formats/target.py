@@ -6,7 +6,7 @@ from typing import Any
 
 from tandemqa.data.formats.judgements import Judgements
 from tandemqa.data.formats.ledger import Ledger, digest
-from tandemqa.data.lines import Line, fault
+from tandemqa.data.lines import Line, Metadata, fault
 
 _BREAKS_A_ROW = set("\t\r\n")
 _as_json = json.JSONEncoder(ensure_ascii=False).encode
@@ -24,18 +24,22 @@ class Target:
         self._passages = Ledger()
         self._queries = Ledger()
         self._judgements: dict[str, Judgements] = {}
+        self._folder = folder
         self._qrels = folder / "qrels"
         self._corpus_file = (folder / "corpus.jsonl").open("w", encoding="utf-8", newline="\n")
         self._queries_file = (folder / "queries.jsonl").open("w", encoding="utf-8", newline="\n")
 
-    def passage(self, line: Line, title: str, text: str, name: str | None = None) -> str:
-        """Write a passage unless it is there, and return its id: `name`, or a hash of title and text."""
+    def passage(
+        self, line: Line, title: str, text: str, name: str | None = None, metadata: Metadata | None = None
+    ) -> str:
+        """Write a passage unless it is there, and return its id: `name`, or a hash of its content."""
         if not title.strip() and not text.strip():
             raise fault(*line, "the passage is empty; fill it in or remove the line.")
-        content = digest(f"{title}\0{text}")
+        further = {"metadata": metadata} if metadata else {}
+        content = digest("\0".join((title, text, *map(_as_json, further.values()))))
         name = _checked(line, "passage", name, content)
         if _is_new(line, "passage", self._passages, name, content):
-            self._corpus_file.write(_as_json({"_id": name, "title": title, "text": text}) + "\n")
+            self._corpus_file.write(_as_json({"_id": name, "title": title, "text": text, **further}) + "\n")
         return name
 
     def query(self, line: Line, text: str, name: str | None = None) -> str:
@@ -79,6 +83,8 @@ class Target:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._corpus_file.close()
         self._queries_file.close()
+        if not len(self._queries):  # a corpus alone
+            (self._folder / "queries.jsonl").unlink()
         for judgements in self._judgements.values():
             judgements.close()
             if error is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from tandemqa.data.formats.source import first_line, rows
 from tandemqa.data.formats.target import Target
 from tandemqa.data.lines import fault
+from tandemqa.wording import counted
 
 _HEADER = ["id", "text", "title"]
 
@@ -17,7 +18,7 @@ def read(source: Path, split: str, out: Target) -> None:
     """The passages: a corpus alone, to be joined by queries and judgements. `split` is not used."""
     for line, row in rows(source, "\t"):
         if len(row) != 3:
-            raise fault(*line, f"{len(row)} columns; write id, text and title, with tabs between.")
+            raise fault(*line, f"{counted(len(row), 'column')}; write id, text and title, with tabs between.")
         name, text, title = row
         if row != _HEADER:
             out.passage(line, title, text, name)
