@@ -29,7 +29,8 @@ from tandemqa.progress import bar
 INT8_GRAPH = "onnx/model_qint8_avx512_vnni.onnx"
 
 OUTPUT = "last_hidden_state"
-OPSET = 18
+# The first with GELU as one operator.
+OPSET = 20
 # A file of protocol buffers holds two gigabytes at most; the weights of larger models lie beside it.
 LARGEST = 1_900_000_000
 
