@@ -13,7 +13,7 @@ from tandemqa.search.sentences import sentences
 # Sentences looked at in one passage, so that a whole book as a passage does not take a minute.
 MOST = 100
 # Of these, so many are read at the most, and none whose words are less like the question's by more than this.
-FEW, BEHIND = 4, 0.15
+FEW, BEHIND = 6, 0.15
 # Sentences whose token states are held at once, some hundred megabytes at the most.
 BLOCK = 1024
 
