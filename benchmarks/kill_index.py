@@ -6,11 +6,12 @@ Models of two narrow layers with random weights, so that a change takes a tenth 
 
 - builds: `Index.build` of 600 passages in shards of 64, killed until it has come to its end between two kills; the
   index must then equal one of a build left alone, vector for vector, token for token and in the rankings of BM25.
-- builds in int8: the same with a bundle that is still to be calibrated; after each kill it must load.
+- builds in int8: the same with a bundle that is still to be calibrated, and that again after every other kill; it
+  must load after each.
 - changes: a process adds, replaces, deletes and compacts at random and writes down what it has committed; after each
   kill the index must open, and hold just what the committed changes make of it, with the one change under way or
   without it: ids, texts, tokens, vectors (each passage found by its own) and conditions on metadata. Segments are
-  joined from 4 on, so that many additions begin with that.
+  joined from 9 on, and every other kill waits for an addition that does so.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from tandemqa.encoders.backbone import BASE_MODEL, Precision, resolve_model
 from tandemqa.encoders.bundle import Bundle, save_bundle
+from tandemqa.encoders.calibration import RANGES
 from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.encoders.quantised import has_int8
@@ -54,7 +56,7 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for one_thread in (torch.set_num_threads, faiss.omp_set_num_threads):
         one_thread(1)  # a process that is forked has none of the others
-    segment.SHARD, segment.PART, update.MOST_SEGMENTS = 64, 100, 4
+    segment.SHARD, segment.PART, update.MOST_SEGMENTS = 64, 100, 9
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         os.environ["TANDEMQA_CACHE"] = str(work / "cache")
@@ -94,6 +96,8 @@ def kill_builds(
                 found["complete"] += 1
                 break
             found[under_way(work / f".{name}.partial", calibrated or precision == "auto")] += 1
+            if calibrated and found.total() % 2:
+                (work / f"{name}-bundle" / RANGES).unlink()
         compare(Index.open(work / name), alone)
         print(f"{precision} build {builds}: the same index after {found.total()} kills in all", flush=True)
     print(f"{precision} builds: {found.total()} kills over {builds} of {seconds:.1f} s; when killed: {dict(found)}")
@@ -110,8 +114,9 @@ def kill_changes(bundle: Bundle, work: Path, kills: int, generator: np.random.Ge
     for number in range(kills):
         log = work / f"{number}.log"
         log.touch()
-        moment = generator.uniform(0.1, 1.5)
-        if not kill(lambda n=number, log=log: change_for_ever(bundle, folder, log, n), moment):
+        moment = generator.uniform(0, 0.15) if number % 2 else generator.uniform(0.1, 1.5)
+        awaited = (lambda log=log: adds_by_joining(log)) if number % 2 else None
+        if not kill(lambda n=number, log=log: change_for_ever(bundle, folder, log, n), moment, awaited):
             raise SystemExit("The writer ended by itself; see its messages above.")
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         commits += sum(line["what"] == "end" for line in lines)
@@ -130,10 +135,19 @@ def kill_changes(bundle: Bundle, work: Path, kills: int, generator: np.random.Ge
     return kills
 
 
-def kill(target: Callable[[], Any], after: float | None) -> bool:
-    """Run `target` in a process of its own and kill it `after` seconds from now, unless it has ended by then."""
+def adds_by_joining(log: Path) -> bool:
+    """Whether the last that a writer has begun is an addition, which joins segments first."""
+    *_, change, last = ['{"what": ""}'] * 2 + log.read_text().splitlines()
+    return json.loads(last)["what"] == "join" and json.loads(change)["what"] == "add"
+
+
+def kill(target: Callable[[], Any], after: float | None, awaited: Callable[[], bool] | None = None) -> bool:
+    """Run `target` in a process of its own and kill it `after` seconds from now, or from when something `awaited` has
+    come; unless it has ended by then."""
     child = FORK.Process(target=target)
     child.start()
+    while awaited and not awaited() and child.exitcode is None:
+        time.sleep(0.005)
     child.join(after)
     if child.exitcode is None:
         os.kill(child.pid, signal.SIGKILL)
@@ -157,7 +171,7 @@ def change_for_ever(bundle: Bundle, folder: Path, path: Path, seed: int) -> None
         update._join = joined
         for step in range(10**6):
             ids = [f"k{name}" for name in random.choice(60, size=5, replace=False)]
-            what = str(random.choice(["add", "add", "add", "delete", "compact"]))
+            what = str(random.choice(["add"] * 5 + ["delete", "compact"]))
             text = f"version {seed} {step} {' '.join(random.choice(WORDS, size=8))}"
             log.write(json.dumps({"what": what, "ids": ids, "text": text, "year": step}) + "\n")
             if what == "add":
