@@ -137,6 +137,8 @@ def test_the_best_within_the_limit_is_chosen_and_of_equals_the_fastest() -> None
     assert choose([slow, best, worse], 80) is best
     assert choose([slow, best, worse, alike], 80) is alike
     assert choose([slow, best, worse, alike], 100) is slow
+    as_fast = point([1.0] * 8 + [0.5] * 2, 43)
+    assert choose([alike, as_fast, best], 80) is as_fast  # better than what is a little faster, by chance
     assert choose([slow, best, worse, alike], 30) is worse
     with pytest.raises(TandemError, match=r"takes 20\.0 ms"):
         choose([slow, best, worse, alike], 10)

@@ -46,6 +46,8 @@ RANKED = 10
 APPROXIMATE_FROM = 100_000
 # Questions that a setting's latency is measured on, and those after which one that was always too slow is left.
 TURNS, ENOUGH = 60, 10
+# Latencies that differ by less than this factor differ by chance.
+ALIKE = 1.1
 # Pairs that are scored between two files; what an interruption loses at most.
 BLOCK = 1000
 
@@ -190,7 +192,8 @@ def tune(
 
 
 def choose(points: Sequence[Point], p95_ms: float) -> Point:
-    """The fastest of the points within the limit whose MRR@10 is, within a standard error, that of the best."""
+    """The fastest of the points within the limit whose MRR@10 is, within a standard error, that of the best; of those
+    that are about as fast, the best."""
     within = [point for point in points if point.milliseconds(95) <= p95_ms]
     if not within:
         fastest = min(points, key=lambda point: point.milliseconds(95))
@@ -201,7 +204,9 @@ def choose(points: Sequence[Point], p95_ms: float) -> Point:
         )
     best = max(within, key=lambda point: point.mean("mrr@10"))
     equal = [point for point in within if _within_chance(point.values["mrr@10"], best.values["mrr@10"])]
-    return min(equal, key=lambda point: (point.milliseconds(95), -point.mean("mrr@10")))
+    least = ALIKE * min(point.milliseconds(95) for point in equal)
+    fast = [point for point in equal if point.milliseconds(95) <= least]
+    return max(fast, key=lambda point: (point.mean("mrr@10"), -point.milliseconds(95)))
 
 
 def _within_chance(values: NDArray[np.float64], best: NDArray[np.float64]) -> bool:

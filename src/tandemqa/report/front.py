@@ -33,7 +33,8 @@ def check_place(path: Path) -> None:
 @matplotlib.rc_context(STYLE)
 def draw_front(tuning: Tuning, path: Path) -> None:
     """MRR@10 against the 95th percentile of latency: a line over the depths for each index and mode, with the
-    number of each depth; small marks are values of the dial; the settings that none beats are joined in grey."""
+    number of each depth; the settings that none beats are joined in grey. Small marks are values of the dial, those
+    that none beats with depth and value."""
     figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
     axes = figure.subplots()
     front = [(point.milliseconds(95), point.mean("mrr@10")) for point in tuning.front]
@@ -42,7 +43,7 @@ def draw_front(tuning: Tuning, path: Path) -> None:
     )
     indexes = list(dict.fromkeys(point.searcher for point in tuning.points))
     for (searcher, _), points in groupby(tuning.points, key=lambda point: (point.searcher, point.setting.mode)):
-        _series(axes, list(points), COLOURS[indexes.index(searcher) % len(COLOURS)])
+        _series(axes, list(points), COLOURS[indexes.index(searcher) % len(COLOURS)], tuning.front)
     tuned = tuning.tuned
     axes.plot(tuned.p95_ms, tuned.mrr, "o", color="#222222", fillstyle="none", markersize=15, label="chosen")
     axes.axvline(
@@ -53,13 +54,13 @@ def draw_front(tuning: Tuning, path: Path) -> None:
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("p95 of one question, end to end, in milliseconds")
     axes.set_ylabel(f"MRR@10 over {tuned.questions:,} {tuned.split} questions")
-    axes.set_title("Quality against latency, by the number of candidates re-ranked")
+    axes.set_title("Quality against latency, by the number of candidates re-ranked (small marks: stopped early)")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     with whole_file(path) as partial:
         figure.savefig(partial, format=FORMATS[path.suffix], dpi=150)
 
 
-def _series(axes: Axes, points: list[Point], colour: str) -> None:
+def _series(axes: Axes, points: list[Point], colour: str, front: list[Point]) -> None:
     """The settings over one index in one mode."""
     mode = points[0].setting.mode
     whole = [point for point in points if point.setting.stopping == 0]
@@ -73,8 +74,13 @@ def _series(axes: Axes, points: list[Point], colour: str) -> None:
         label=f"{points[0].kind}, {points[0].precision}, {mode}",
     )
     for point, place in zip(whole, places, strict=True):
-        axes.annotate(str(point.setting.depth), place, (4, 4), textcoords="offset points", color=colour, fontsize=9)
+        _name(axes, str(point.setting.depth), place, colour)
     for point in early:
-        axes.plot(
-            point.milliseconds(95), point.mean("mrr@10"), MARKERS[mode], color=colour, markersize=3.5, alpha=0.7
-        )
+        place = point.milliseconds(95), point.mean("mrr@10")
+        axes.plot(*place, MARKERS[mode], color=colour, markersize=3.5, alpha=0.7)
+        if point in front:
+            _name(axes, f"{point.setting.depth}, {point.setting.stopping:g}", place, colour)
+
+
+def _name(axes: Axes, name: str, place: tuple[float, float], colour: str) -> None:
+    axes.annotate(name, place, (4, 4), textcoords="offset points", color=colour, fontsize=9)
