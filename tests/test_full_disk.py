@@ -28,7 +28,8 @@ class SmallDisk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._mount("size=64m")
+        if refused := self._mount("size=64m"):
+            pytest.skip(f"a small disk needs the permission to mount one: {refused}")
 
     @property
     def used(self) -> int:
@@ -37,16 +38,16 @@ class SmallDisk:
         return state.f_blocks - state.f_bfree
 
     def resize(self, pages: int) -> None:
-        self._mount("remount", f"size={pages * PAGE}")
+        assert not self._mount("remount", f"size={pages * PAGE}")
 
     def read_only(self) -> None:
-        self._mount("remount", "ro")
+        assert not self._mount("remount", "ro")
 
-    def _mount(self, *options: str) -> None:
+    def _mount(self, *options: str) -> str:
+        """What the system says against it."""
         command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(self.folder)]
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"a small disk needs the permission to mount one: {done.stderr.strip()}")
+        return done.stderr.strip() or "refused" if done.returncode else ""
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from tandemqa.cli import app
 from tandemqa.encoders import onnx_export
 from tandemqa.encoders.bundle import Bundle, save_bundle
+from tandemqa.encoders.dual import Tower
 from tandemqa.encoders.foreign import read_reranker, read_retriever
 from tandemqa.encoders.onnx_export import INT8_GRAPH, Traceable, check_graph, export, quantise
 from tandemqa.encoders.onnx_graph import GRAPH, INPUTS, padded, tensors
@@ -92,11 +93,12 @@ def test_the_graphs_give_the_vectors_and_scores_of_the_bundle(bundle: Bundle, ex
     expected = vectors_of(bundle)
     ours = bundle.retriever
     ids = ours.tokenize(TEXTS)
-    for tower, kind, folder in (
-        ("query", "queries", "query_0_Transformer"),
-        ("passage", "passages", "document_0_Transformer"),
-    ):
-        batch = ours.format.pad([ours.frame(each, tower) for each in ids])  # type: ignore[arg-type]
+    sides: dict[Tower, tuple[str, str]] = {
+        "query": ("queries", "query_0_Transformer"),
+        "passage": ("passages", "document_0_Transformer"),
+    }
+    for tower, (kind, folder) in sides.items():
+        batch = ours.format.pad([ours.frame(each, tower) for each in ids])
         states = states_of(exported / "retriever" / folder / GRAPH, batch).astype(np.float64)
         mask = batch.attention_mask.numpy()[:, :, None]
         means = (states * mask).sum(1) / mask.sum(1)

@@ -17,6 +17,7 @@ from tandemqa.evaluation import tuning
 from tandemqa.evaluation.tuning import Point, choose, tune
 from tandemqa.files import read_json
 from tandemqa.index.index import Index
+from tandemqa.search.candidates import Mode
 from tandemqa.search.learnt import Learnt, Setting
 from tandemqa.search.searcher import Searcher
 
@@ -84,9 +85,10 @@ def test_what_is_chosen_is_how_search_searches_until_it_is_told_otherwise(bundle
 
     question = "how does bread rise"
     usual = told(depth=7, mode="hybrid", stopping=1.0)
-    for given in ({}, {"depth": 20}, {"mode": "dense"}, {"stopping": 0.0}):
+    settings: list[dict[str, Any]] = [{}, {"depth": 20}, {"mode": "dense"}, {"stopping": 0.0}]
+    for given in settings:
         said = {"depth": 7, "mode": "hybrid", "stopping": 1.0} | given
-        assert usual.search(question, **given).hits == searcher.search(question, **said).hits  # type: ignore[arg-type]
+        assert usual.search(question, **given).hits == searcher.search(question, **said).hits
     untuned = told()
     untuned.learnt = untuned.learnt.model_copy(update={"tuned": None})
     assert untuned.search(question).hits == searcher.search(question, 5, 50, "dense", 0.0).hits
@@ -159,7 +161,8 @@ def test_slow_questions_count_and_not_the_mean() -> None:
 
 def test_the_front_is_what_none_beats() -> None:
     points = [point([0.5], 10), point([0.4], 20), point([0.7], 30), point([0.7], 25), point([0.6], 26)]
-    found = tuning.Tuning(points, points[0], SimpleNamespace())  # type: ignore[arg-type]
+    unused: Any = SimpleNamespace()
+    found = tuning.Tuning(points, points[0], unused)
     assert found.front == [points[0], points[3]]
 
 
@@ -190,8 +193,9 @@ def test_nonsense_in_the_manifest_is_an_error(bundle: Bundle) -> None:
 def test_depth_zero_leaves_the_candidates_as_they_were_found(bundle: Bundle, tiny_dataset: Path) -> None:
     bundle.remember(confidence={"slope": 2.0, "offset": -1.0, "threshold": 0.4})
     searcher = Searcher(Index.build(bundle, tiny_dataset, bundle.folder.parent / "index").folder)
-    for mode in ("dense", "hybrid", "bm25"):
-        answer = searcher.search("how does bread rise", 5, 0, mode)  # type: ignore[arg-type]
+    modes: list[Mode] = ["dense", "hybrid", "bm25"]
+    for mode in modes:
+        answer = searcher.search("how does bread rise", 5, 0, mode)
         assert [hit.retriever_rank for hit in answer] == list(range(1, len(answer) + 1)) and len(answer) >= 2
         assert all(hit.reranker_score is None and hit.answer for hit in answer)
         scores = [hit.score for hit in answer]

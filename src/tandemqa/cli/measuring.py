@@ -82,14 +82,12 @@ def tune(
     from tandemqa.evaluation.tuning import tune as run_tuning
 
     if plot is not None:
-        from tandemqa.report.front import check_place
+        from tandemqa.report import front
 
-        check_place(plot)
+        front.check_place(plot)
     tuning = run_tuning(bundle, data, p95_ms, index or (), split, questions, k)
     if plot is not None:
-        from tandemqa.report.front import draw_front
-
-        draw_front(tuning, plot)
+        front.draw_front(tuning, plot)
     if as_json:
         print_json(tuning.as_json())
         return

@@ -106,9 +106,10 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
-def hidden_states(model: nn.Module, batch: TokenBatch) -> Tensor:
-    """Last hidden states, shape (N, L, d)."""
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+def hidden_states(model: nn.Module, batch: TokenBatch, words: Tensor | None = None) -> Tensor:
+    """Last hidden states, shape (N, L, d); `words` are the word embeddings, (N, L, d), where they are looked up."""
+    inputs = {"attention_mask": batch.attention_mask}
+    inputs |= {"input_ids": batch.input_ids} if words is None else {"inputs_embeds": words}
     if batch.type_ids is not None:
         inputs["token_type_ids"] = batch.type_ids
     states: Tensor = model(**inputs).last_hidden_state

@@ -1,8 +1,8 @@
 """BERT and its kin as they are leanest in training on a CPU: a layer is one function with a backward pass of its own.
 
 What a layer keeps for the way back is three fifths of what autograd would, and the way back is its matrix products
-with little around them. The weights are converted once a step, for all threads and
-parts, and gradients are taken of these copies: `LeanEncoder.backward` hands their sums on to the parameters.
+with little around them. The weights are converted once a step, for all threads and parts, and gradients are taken of
+these copies: `LeanEncoder.backward` hands their sums on to the parameters.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from torch.nn.functional import gelu, linear
 from torch.utils.checkpoint import checkpoint
 
 from tandemqa.encoders.inputs import TokenBatch, first_position
-from tandemqa.encoders.packed import GELU, NEVER, can_be_packed
-from tandemqa.encoders.step import Gradients, StepEncoder, WordTable, add_gradient
+from tandemqa.encoders.packed import GELU, added_mask, by_heads, can_be_packed, together
+from tandemqa.encoders.step import Gradients, StepEncoder, WordTable, add_gradient, draws
 
 
 class Copy:
@@ -29,9 +29,10 @@ class Copy:
 
     def backward(self, gradients: Gradients) -> None:
         """Hand the copy's gradient on to the parameters."""
-        sizes = [len(parameter) for parameter in self.parameters]
-        first, *others = torch.split(gradients[self.leaf], sizes)
-        for parameter, gradient in zip(self.parameters, [first * self.factor, *others], strict=True):
+        own = torch.split(gradients[self.leaf], [len(parameter) for parameter in self.parameters])
+        if self.factor != 1:
+            own[0].mul_(self.factor)
+        for parameter, gradient in zip(self.parameters, own, strict=True):
             add_gradient(parameter, gradient)
 
 
@@ -58,10 +59,7 @@ class LeanEncoder:
         """Last hidden states, shape (N, L, d)."""
         count, length = batch.input_ids.shape
         heads, eps = int(self.config.num_attention_heads), float(self.config.layer_norm_eps)
-        mask = None
-        if not bool(batch.attention_mask.all()):
-            added = (batch.attention_mask == 0).to(self.dtype) * NEVER
-            mask = added[:, None, None].expand(count, heads, 1, length).reshape(-1, 1, length)
+        mask = added_mask(batch, heads, self.dtype)
         x = self._embed(batch).to(self.dtype).view(count * length, -1)
         for layer in self.layers:
             inputs = (x, mask, count, heads, eps, GELU[self.config.hidden_act], *(copy.leaf for copy in layer))
@@ -111,9 +109,8 @@ def can_be_lean(model: Any) -> bool:
     """Whether this is an encoder that `LeanEncoder` computes, as it stands: without dropout, all of it learning."""
     if not can_be_packed(model):
         return False
-    drops = model.training and any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in model.modules())
     parts = (model.embeddings, model.encoder)
-    return not drops and all(parameter.requires_grad for part in parts for parameter in part.parameters())
+    return not draws(model) and all(parameter.requires_grad for part in parts for parameter in part.parameters())
 
 
 def _copies(layer: Any, heads: int, dtype: torch.dtype, learns: bool) -> list[Copy]:
@@ -148,10 +145,10 @@ class _Layer(torch.autograd.Function):
     ) -> Tensor:
         (read, read_bias, gather, gather_bias, norm1, norm1_bias, widen, widen_bias, narrow, narrow_bias,
          norm2, norm2_bias) = weights  # fmt: skip
-        query, key, value = split = _by_heads(linear(x, read, read_bias), 3, count, heads)
+        query, key, value = split = by_heads(linear(x, read, read_bias), 3, count, heads)
         scores = query @ key.mT if mask is None else torch.baddbmm(mask, query, key.mT)
         attention = scores.softmax(-1)
-        context = _together(attention @ value, count)
+        context = together(attention @ value, count)
         before1 = linear(context, gather, gather_bias).add_(x)
         size = [x.shape[1]]
         y, mean1, deviation1 = torch.native_layer_norm(before1, size, norm1, norm1_bias, eps)
@@ -183,10 +180,10 @@ class _Layer(torch.autograd.Function):
         )
         from_gather = _of_weights(inner, context)
         query, key, value = split
-        from_context = _by_heads(inner @ gather, 1, ctx.count, ctx.heads)[0]
+        from_context = by_heads(inner @ gather, 1, ctx.count, ctx.heads)[0]
         from_scores = torch.ops.aten._softmax_backward_data(from_context @ value.mT, attention, -1, attention.dtype)
         from_split = torch.stack([from_scores @ key, from_scores.mT @ query, attention.mT @ from_context])
-        from_read_all = _together(from_split.view(3 * ctx.count * ctx.heads, -1, value.shape[-1]), ctx.count, 3)
+        from_read_all = together(from_split.view(3 * ctx.count * ctx.heads, -1, value.shape[-1]), ctx.count, 3)
         below = torch.addmm(inner, from_read_all, read)
         from_read = _of_weights(from_read_all, x)
         return (
@@ -198,17 +195,3 @@ class _Layer(torch.autograd.Function):
 def _of_weights(above: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of a linear layer's weight and bias."""
     return above.mT @ below, above.sum(0)
-
-
-def _by_heads(x: Tensor, parts: int, count: int, heads: int) -> Tensor:
-    """(parts, count·heads, L, d/heads) from (count·L, parts·d)."""
-    size = x.shape[1] // parts // heads
-    split = x.view(count, -1, parts, heads, size).permute(2, 0, 3, 1, 4)
-    return split.reshape(parts, count * heads, -1, size)
-
-
-def _together(x: Tensor, count: int, parts: int = 1) -> Tensor:
-    """The reverse of `_by_heads`, of (parts·count·heads, L, d/heads)."""
-    length, size = x.shape[1:]
-    split = x.view(parts, count, -1, length, size).permute(1, 3, 0, 2, 4)
-    return split.reshape(count * length, -1)

@@ -102,9 +102,7 @@ def attend(read: Tensor, count: int, heads: int, mask: Tensor | None) -> Tensor:
     The softmax does not look for each row's largest score first, which takes half its time; where a sum shows that it
     should have, it is done again.
     """
-    length, size = read.shape[0] // count, read.shape[1] // 3
-    split = read.view(count, length, 3, heads, size // heads).permute(2, 0, 3, 1, 4)
-    query, key, value = split.reshape(3, count * heads, length, size // heads)
+    query, key, value = by_heads(read, 3, count, heads)
     weights = _scores(query, key, mask).exp2_()
     total = weights.sum(-1, keepdim=True)
     least, most = total.aminmax()
@@ -112,8 +110,30 @@ def attend(read: Tensor, count: int, heads: int, mask: Tensor | None) -> Tensor:
         context = (weights @ value).div_(total)
     else:
         context = (_scores(query, key, mask) * math.log(2)).softmax(-1) @ value
-    together: Tensor = context.view(count, heads, length, -1).transpose(1, 2).reshape(-1, size)
-    return together
+    return together(context, count)
+
+
+def by_heads(x: Tensor, parts: int, count: int, heads: int) -> Tensor:
+    """(parts, count·heads, L, d/heads) from (count·L, parts·d), of `count` sequences of one length."""
+    size = x.shape[1] // parts // heads
+    split = x.view(count, -1, parts, heads, size).permute(2, 0, 3, 1, 4)
+    return split.reshape(parts, count * heads, -1, size)
+
+
+def together(x: Tensor, count: int, parts: int = 1) -> Tensor:
+    """The reverse of `by_heads`, of (parts·count·heads, L, d/heads)."""
+    length, size = x.shape[1:]
+    split = x.view(parts, count, -1, length, size).permute(1, 3, 0, 2, 4)
+    return split.reshape(count * length, -1)
+
+
+def added_mask(batch: TokenBatch, heads: int, dtype: torch.dtype) -> Tensor | None:
+    """What is added to attention's scores, (N·heads, 1, L), so that none goes to padding; None where none is."""
+    if bool(batch.attention_mask.all()):
+        return None
+    count, length = batch.input_ids.shape
+    added = (batch.attention_mask == 0).to(dtype) * NEVER
+    return added[:, None, None].expand(count, heads, 1, length).reshape(-1, 1, length)
 
 
 def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
@@ -141,10 +161,7 @@ class PackedEncoder:
     def __call__(self, batch: TokenBatch) -> Tensor:
         """Last hidden states of a padded batch, shape (N, L, d)."""
         count, length = batch.input_ids.shape
-        mask = None
-        if not bool(batch.attention_mask.all()):
-            added = (batch.attention_mask == 0).to(self.dtype) * NEVER
-            mask = added[:, None, None].expand(count, self.heads, 1, length).reshape(-1, 1, length)
+        mask = added_mask(batch, self.heads, self.dtype)
         x: Tensor = self.embeddings(input_ids=batch.input_ids, token_type_ids=batch.type_ids)
         x = x.to(self.dtype if self.ranges is None else torch.float32).view(count * length, -1)
         for layer in self.layers:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tandemqa.encoders.backbone import hidden_states
 from tandemqa.encoders.inputs import TokenBatch
 
 # The sums of the gradients of leaves, by leaf.
@@ -52,11 +53,7 @@ class StepEncoder:
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         """Last hidden states, shape (N, L, d)."""
-        inputs = {"inputs_embeds": self.words[batch.input_ids], "attention_mask": batch.attention_mask}
-        if batch.type_ids is not None:
-            inputs["token_type_ids"] = batch.type_ids
-        states: Tensor = self.model(**inputs).last_hidden_state
-        return states
+        return hidden_states(self.model, batch, self.words[batch.input_ids])
 
     def backward(self, gradients: Gradients) -> None:
         """Add the sums of the leaves' gradients to those of the parameters."""
@@ -64,6 +61,11 @@ class StepEncoder:
             if parameter in gradients:
                 add_gradient(parameter, gradients[parameter])
         self.words.backward(gradients)
+
+
+def draws(model: nn.Module) -> bool:
+    """Whether an encoder draws random numbers, for dropout (all of whose rates `load_backbone` sets alike)."""
+    return model.training and any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in model.modules())
 
 
 def add_gradient(parameter: Tensor, gradient: Tensor) -> None:

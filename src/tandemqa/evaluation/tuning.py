@@ -249,7 +249,7 @@ def _ranked(searcher: Searcher, dataset: Dataset, qrels: Qrels, k: int) -> list[
         raise TandemError(f"The index {index.folder} holds no passage that is relevant; index the passages judged.")
     texts = [dataset.queries[query_id] for query_id in qrels]
     queries = retriever.tokenize(texts)
-    depths = [depth for depth in DEPTHS if depth == 0 or k <= depth <= max(k, len(index))]
+    depths = [depth for depth in DEPTHS if depth <= max(k, len(index))]
     asked = [(mode, depth) for mode in MODES for depth in depths]
     found: dict[tuple[Mode, int], Candidates] = {}
     for mode, depth in track(asked, "find candidates", len(asked), "setting"):

@@ -15,7 +15,7 @@ class TrainingConfig(BaseModel):
     micro_tokens: int = Field(
         8192,
         ge=1,
-        description="Tokens in memory at once (about 2 GB for 6 layers of 384), in parts of 2048 at most; what "
+        description="Tokens in memory at once (about 0.7 GB for 6 layers of 384), in parts of 2048 at most; what "
         "does not fit of a list is computed twice. Same gradient for any but for the rounding, and for dropout, "
         "which falls otherwise.",
     )

@@ -19,7 +19,7 @@ from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dual import DualEncoder, Tower
 from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.encoders.lean import LeanEncoder, for_step
-from tandemqa.encoders.step import StepEncoder
+from tandemqa.encoders.step import StepEncoder, draws
 from tandemqa.training.batch import ListBatch, Part
 from tandemqa.training.losses import (
     Direction,
@@ -210,11 +210,8 @@ class JointModel(nn.Module):
         return retriever, reranker
 
     def draws(self) -> bool:
-        """Whether an encoder draws random numbers, for dropout (all of whose rates `load_backbone` sets alike)."""
-        return any(
-            encoder.training and any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in encoder.modules())
-            for encoder in self._backbones()
-        )
+        """Whether an encoder draws random numbers."""
+        return any(map(draws, self._backbones()))
 
     def train(self, mode: bool = True) -> "JointModel":
         """Set the mode; a model that does not learn stays in evaluation mode, without dropout."""
