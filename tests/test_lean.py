@@ -77,6 +77,25 @@ def test_states_and_gradients_are_those_of_autograd(model: Any, types: bool, che
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_its_reader_gives_the_same_states_and_those_of_the_weights_as_they_are(dtype: torch.dtype) -> None:
+    model, batch = bert(**NO_DROPOUT).train(), batch_of([9, 4, 6])
+    real = batch.attention_mask == 1
+    for factor in (1, 3):
+        with torch.no_grad():
+            model.encoder.layer[0].output.dense.weight *= factor
+            expected = hidden_states(model, batch)[real]
+            states = for_step(model, [batch], True, dtype).reader()(batch)
+        torch.testing.assert_close(
+            states[real].float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05
+        )
+
+
+def test_in_float64_it_reads_by_itself() -> None:
+    encoder = for_step(bert(**NO_DROPOUT).double(), [batch_of([3])], True, torch.float64)
+    assert encoder.reader() is encoder
+
+
 def test_in_bfloat16_gradients_are_as_near_as_those_of_autocast() -> None:
     model, batches = bert(**NO_DROPOUT).train(), [batch_of([9, 4, 6]), batch_of([8, 8, 7, 5])]
     model.set_attn_implementation("eager")

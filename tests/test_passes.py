@@ -108,9 +108,9 @@ def test_where_not_all_is_read_again_dropout_falls_on_each_part_by_itself(tiny_m
     batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
     drawn = []
 
-    def vectors(self, piece, compute=Passes._vectors):
+    def vectors(self, piece, read, compute=Passes._vectors):
         drawn.append(torch.get_rng_state())
-        return compute(self, piece)
+        return compute(self, piece, read)
 
     monkeypatch.setattr(Passes, "_vectors", vectors)
     by_parts(model, batch, keep=0.9)
@@ -122,7 +122,7 @@ def test_an_error_in_a_thread_reaches_the_caller_and_the_next_step_works(tiny_mo
     model = JointModel(*pair(tiny_model)).train()
     batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Passes, "_vectors", lambda self, piece: 1 / 0)
+        patch.setattr(Passes, "_vectors", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             Passes(model, batch, math.inf)
     assert by_parts(model, batch)[1] > 0

@@ -5,7 +5,7 @@ with little around them. The weights are converted once a step, for all threads 
 these copies: `LeanEncoder.backward` hands their sums on to the parameters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.functional import gelu, linear
 from torch.utils.checkpoint import checkpoint
 
 from tandemqa.encoders.inputs import TokenBatch, first_position
-from tandemqa.encoders.packed import GELU, added_mask, by_heads, can_be_packed, together
+from tandemqa.encoders.packed import GELU, added_mask, by_heads, can_be_packed, packed, together
 from tandemqa.encoders.step import Gradients, StepEncoder, WordTable, add_gradient, draws
 
 
@@ -40,6 +40,7 @@ class LeanEncoder:
     """An encoder for the time of one training step, like `StepEncoder`; `dtype` is what it computes in."""
 
     def __init__(self, model: Any, batches: Sequence[TokenBatch], learns: bool, dtype: torch.dtype) -> None:
+        self.model = model
         self.embeddings, self.config = model.embeddings, model.config
         self.dtype = dtype
         self.keeps_layers = not model.is_activation_checkpointing
@@ -68,6 +69,10 @@ class LeanEncoder:
             else:
                 x = checkpoint(_Layer.apply, *inputs, use_reentrant=False, preserve_rng_state=False)
         return x.view(count, length, -1)
+
+    def reader(self) -> Callable[[TokenBatch], Tensor]:
+        """What gives the same states, but for their rounding, where no gradient is taken of them."""
+        return packed(self.model, self.dtype) if self.dtype in (torch.bfloat16, torch.float32) else self
 
     def _embed(self, batch: TokenBatch) -> Tensor:
         """What the first layer reads, float32 (N, L, d). Padding stands at the end, so that positions are places."""

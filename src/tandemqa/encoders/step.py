@@ -55,6 +55,10 @@ class StepEncoder:
         """Last hidden states, shape (N, L, d)."""
         return hidden_states(self.model, batch, self.words[batch.input_ids])
 
+    def reader(self) -> "StepEncoder":
+        """What reads where no gradient is taken: itself, so that dropout falls alike."""
+        return self
+
     def backward(self, gradients: Gradients) -> None:
         """Add the sums of the leaves' gradients to those of the parameters."""
         for parameter in self.parameters:

@@ -8,7 +8,7 @@ pairs too), each in the memory that one before it has left. So memory does not g
 time not by leaps. What hardly moves the loss need not be computed again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,6 +44,11 @@ class Piece(NamedTuple):
     def learns(self) -> bool:
         return self.task.learns
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the first pass keeps what led to its vectors."""
+        return self.learns and not self.again
+
 
 class Computed(NamedTuple):
     """A piece, its vectors (with their history unless it is computed again), and the state of dropout before them."""
@@ -68,6 +73,9 @@ class Passes:
         self.encoders = model.step_encoders(self.tasks.values())
         pieces = [piece for name in self.tasks for piece in self._pieces(name, self.tasks[name].parts)]
         pieces = _with_kept(pieces, kept_tokens)
+        # Made here, and not by the first thread that wants it.
+        read = {piece.task.encoder for piece in pieces if not piece.keeps}
+        self.readers = {encoder: self.encoders[encoder].reader() for encoder in read}
         self.tokens_again = sum(piece.tokens for piece in pieces if piece.again)
         self.computed = threads.in_threads(self._compute, self._shares(pieces))
         outputs = {}
@@ -131,8 +139,9 @@ class Passes:
         with self.model.autocast(remember=self.alone):
             for piece in share:
                 random = _random_state(self.model.device) if self.alone else None
-                with torch.set_grad_enabled(piece.learns and not piece.again):
-                    done.append(Computed(piece, self._vectors(piece), random))
+                read = piece.encoder if piece.keeps else self.readers[piece.task.encoder]
+                with torch.set_grad_enabled(piece.keeps):
+                    done.append(Computed(piece, self._vectors(piece, read), random))
         return done
 
     def _backward(self, share: Sequence[Computed]) -> Gradients:
@@ -147,7 +156,7 @@ class Passes:
                 if random is not None:
                     _set_random_state(self.model.device, random)
                 with self.model.autocast():
-                    vectors = self._vectors(piece)
+                    vectors = self._vectors(piece, piece.encoder)
             leaves = [*piece.encoder.leaves, *piece.task.behind]
             rows = piece.rows.to(self.model.device)
             found = torch.autograd.grad(vectors, leaves, gradient[rows], allow_unused=True)
@@ -158,9 +167,9 @@ class Passes:
                     total[leaf] = own.to(torch.promote_types(own.dtype, torch.float32)).contiguous()
         return total
 
-    def _vectors(self, piece: Piece) -> Tensor:
+    def _vectors(self, piece: Piece, read: Callable[[TokenBatch], Tensor]) -> Tensor:
         part = piece.part.to(self.model.device)
-        return piece.task.pooled(piece.encoder(part), part)
+        return piece.task.pooled(read(part), part)
 
     def _gradient(self, name: str) -> Tensor | None:
         gradient: Tensor | None = getattr(self.outputs, name).grad
