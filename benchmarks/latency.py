@@ -11,11 +11,13 @@ means of the vectors of both parents, with noise, scaled to unit length. Up to 1
 more by IVF.
 
 `measure` asks questions of the datasets through `Searcher.search`, 5 hits each, in a process for each index and
-number of threads; what has been measured stays in DIR/latency.jsonl. Clients are threads of one process that ask one
-question after the other. Writes latency.md and latency.png.
+number of threads, with all candidates re-ranked and with the dial of early stopping at 0.02 if the bundle has learnt
+it; what has been measured stays in DIR/latency.jsonl. Clients are threads of one process that ask one question after
+the other, with the dial. Writes latency.md and latency.png.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -30,6 +32,7 @@ import numpy as np
 
 SIZES, DEPTHS, THREADS, CLIENTS = (10_000, 100_000, 1_000_000), (20, 50), (1, 2), (1, 4, 16)
 EXACT_AT_MOST = 100_000
+DIAL = 0.02
 NOISE = 0.3
 QUESTIONS, WARM = 200, 10
 
@@ -159,25 +162,31 @@ def one(index: Path, bundle: Path, count: int, seconds: float) -> Iterator[dict[
         "threads": torch.get_num_threads(),
         "tokens": float(np.mean(tokens)),
     }
-    for depth in DEPTHS:
+    dials = (0.0, DIAL) if searcher.learnt.stopping else (0.0,)
+    for depth, dial in itertools.product(DEPTHS, dials):
         spent, stages = [], []
         for number, text in enumerate(texts[: WARM + count]):
             started = time.perf_counter()
-            answer = searcher.search(text, 5, depth, "dense", 0.0)
+            answer = searcher.search(text, 5, depth, "dense", dial)
             if number >= WARM:
                 spent.append(time.perf_counter() - started)
                 stages.append(list(answer.seconds.values()))
         yield about | {
             "depth": depth,
+            "dial": dial,
             "p50": 1000 * float(np.percentile(spent, 50)),
             "p99": 1000 * float(np.percentile(spent, 99)),
             "stages": dict(zip(answer.seconds, (1000 * np.median(stages, axis=0)).tolist(), strict=True)),
         }
     for clients in CLIENTS if torch.get_num_threads() == max(THREADS) else ():
-        yield about | {"depth": DEPTHS[0], "clients": clients, "qps": throughput(searcher, texts, clients, seconds)}
+        yield about | {
+            "depth": DEPTHS[0],
+            "clients": clients,
+            "qps": throughput(searcher, texts, clients, dials[-1], seconds),
+        }
 
 
-def throughput(searcher: Any, texts: list[str], clients: int, seconds: float) -> float:
+def throughput(searcher: Any, texts: list[str], clients: int, dial: float, seconds: float) -> float:
     """Questions answered in a second by so many threads that ask one after the other."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -186,7 +195,7 @@ def throughput(searcher: Any, texts: list[str], clients: int, seconds: float) ->
     def ask(client: int) -> int:
         asked = 0
         while time.perf_counter() < end:
-            searcher.search(texts[(client + asked * clients) % len(texts)], 5, DEPTHS[0], "dense", 0.0)
+            searcher.search(texts[(client + asked * clients) % len(texts)], 5, DEPTHS[0], "dense", dial)
             asked += 1
         return asked
 
@@ -226,14 +235,14 @@ def table(rows: list[dict[str, Any]], count: int) -> str:
         f"{platform.machine()}, {os.cpu_count()} cores; {count} questions one after the other, 5 hits each, in ms.",
         f"{latency[0]['tokens']:.0f} tokens a passage in the mean; precision {latency[0]['precision']}.",
         "",
-        "| passages | index | threads | depth | p50 | p99 | retrieve | re-rank | read | highlight |",
-        "|---" * 10 + "|",
+        "| passages | index | threads | depth | dial | p50 | p99 | retrieve | re-rank | read | highlight |",
+        "|---" * 11 + "|",
     ]
     for row in latency:
         stages = " | ".join(f"{value:.1f}" for value in row["stages"].values())
         lines.append(
-            f"| {row['passages']:,} | {row['vectors']} | {row['threads']} | {row['depth']} | {row['p50']:.1f} "
-            f"| {row['p99']:.1f} | {stages} |"
+            f"| {row['passages']:,} | {row['vectors']} | {row['threads']} | {row['depth']} | {row['dial']} "
+            f"| {row['p50']:.1f} | {row['p99']:.1f} | {stages} |"
         )
     lines += ["", f"Answers a second, depth {DEPTHS[0]}, by clients (threads of one process):", ""]
     lines += ["| passages | " + " | ".join(map(str, CLIENTS)) + " |", "|---" * (len(CLIENTS) + 1) + "|"]
@@ -249,9 +258,12 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for depth, colour in zip(DEPTHS, ("#0072b2", "#d55e00"), strict=True):
         for threads, style in zip(THREADS, ("--", "-"), strict=True):
-            own = [r for r in rows if "qps" not in r and r["depth"] == depth and r["threads"] == threads]
-            label, sizes = f"depth {depth}, {threads} thread{'s' * (threads > 1)}", [row["passages"] for row in own]
-            axes[0].plot(sizes, [r["p50"] for r in own], style, marker="o", color=colour, label=label)
+            for dial, marker in ((0.0, "o"), (DIAL, "^")):
+                asked = {"depth": depth, "threads": threads, "dial": dial}
+                own = [row for row in rows if asked.items() <= row.items()]
+                label = f"depth {depth}, {threads} thread{'s' * (threads > 1)}{', dial' * (dial > 0)}"
+                sizes, values = [row["passages"] for row in own], [row["p50"] for row in own]
+                axes[0].plot(sizes, values, style, marker=marker, color=colour, label=label)
     axes[0].set_xscale("log")
     axes[0].set_ylim(bottom=0)
     axes[0].set_xlabel("passages")

@@ -14,7 +14,7 @@ from tandemqa.search.learnt import Stopping, StoppingPoint
 from tandemqa.search.rank import blended, final_scores
 from tandemqa.search.stopping import STEP, read_until_settled, standing
 
-DIAL = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
+DIAL = (0.0, 0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 # Weight of the penalty on the squared slopes, of values of unit spread: keeps them finite where states separate.
 RIDGE = 1.0
 
