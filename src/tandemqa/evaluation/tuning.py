@@ -167,8 +167,7 @@ def tune(
     qrels = _drawn(dataset.judged(split), questions)
     if len(qrels) < 2:
         raise TandemError(f"{len(qrels)} questions of {split} are too few to compare settings on; take at least 2.")
-    # Each with models of its own: a model is laid out for one precision at a time.
-    searchers = [Searcher(index, bundle.folder) for index in indexes or _built(bundle, dataset)]
+    searchers = [Searcher(index, bundle) for index in indexes or _built(bundle, dataset)]
     points = [point for searcher in searchers for point in _ranked(searcher, dataset, qrels, k)]
     _measure(points, [dataset.queries[query_id] for query_id in qrels][:TURNS], k, p95_ms / 1000)
     chosen = choose(points, p95_ms)
