@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tandemqa.code import code_version
 from tandemqa.data.dataset import Dataset, load_dataset
 from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run
-from tandemqa.encoders.backbone import Precision
+from tandemqa.encoders.backbone import Precision, device_of, has_bfloat16
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.encoders.quantised import has_int8
 from tandemqa.errors import TandemError
@@ -30,7 +31,7 @@ from tandemqa.evaluation.significance import paired_interval
 from tandemqa.files import cache_folder, save_arrays
 from tandemqa.index.dense import Kind
 from tandemqa.index.index import MANIFEST, Index
-from tandemqa.index.vectors import passage_index
+from tandemqa.index.vectors import VectorCache, passage_index
 from tandemqa.progress import bar, track
 from tandemqa.search.candidates import Candidates, Mode, find
 from tandemqa.search.learnt import Learnt, Setting, Tuned
@@ -233,7 +234,9 @@ def _built(bundle: Bundle, dataset: Dataset) -> list[Path]:
     folders: list[Path] = []
     for precision in precisions:
         pair = bundle.at(precision)
-        key = _key(bundle.fingerprint, pair.calibration, dataset.passages.fingerprint, code_version("data", "index"))
+        # The vectors of an index are those of the cache, as long as what makes them stays the same.
+        vectors = VectorCache(pair.retriever, dataset.passages.fingerprint).folder.name
+        key = _key(bundle.fingerprint, vectors, code_version("data", "encoders", "index"))
         places = {kind: cache_folder() / "indexes" / key / f"{kind}-{precision}" for kind in kinds}
         missing = [kind for kind in kinds if not (places[kind] / MANIFEST).exists()]
         if missing:
@@ -340,6 +343,7 @@ class _Scores:
             bundle.fingerprint,
             bundle.calibration,
             index.precision,
+            has_bfloat16(device_of(bundle.reranker)),
             dataset.fingerprint,
             index.about["data"]["fingerprint"],
             index.passages.generation,
@@ -389,4 +393,6 @@ class _Scores:
 
 
 def _key(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    """What identifies something in the cache that these parts and the libraries of `MAKERS` make."""
+    versions = [version(library) for library in MAKERS]
+    return hashlib.sha256(repr((parts, versions)).encode()).hexdigest()[:16]
