@@ -43,30 +43,35 @@ def reciprocal_rank(ids: list[str], relevant: set[str]) -> float:
     return next((1 / rank for rank, name in enumerate(ids[:10], 1) if name in relevant), 0.0)
 
 
-def test_the_quality_of_a_setting_is_that_of_the_search_with_it(bundle: Bundle, tiny_dataset: Path) -> None:
+def test_quality_and_reads_of_a_setting_are_those_of_the_search_with_it(
+    bundle: Bundle, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_pointless", lambda *_: False)
+    monkeypatch.setattr(tuning, "TURNS", 1)
     dataset = load_dataset(tiny_dataset)
     index = Index.build(bundle, dataset, bundle.folder.parent / "index")
     tuned = tune(bundle, dataset, 1e6, [index.folder], split="train", questions=100)
-    judged = dataset.judged("train")
-    assert tuned.tuned.questions == len(judged)
+    judged = tuning._drawn(dataset.judged("train"), 100)
+    assert tuned.tuned.questions == len(judged) == len(dataset.judged("train"))
     settings = {(point.setting.mode, point.setting.depth) for point in tuned.points}
     assert settings == {(mode, depth) for mode in ("dense", "hybrid") for depth in (0, 5, 10, 20)}
-    assert any(point.setting.stopping > 0 for point in tuned.points)
+    assert {point.setting.stopping for point in tuned.points} == {0.0, *tuning.DIAL}
     searcher = Searcher(index.folder)
     for point in tuned.points:
         setting = point.setting
-        if setting.depth == 5:
-            continue  # search shows no more than the five that it read
-        values = []
-        for query_id, grades in judged.items():
-            question = dataset.queries[query_id]
-            hits = searcher.search(question, 10, setting.depth, setting.mode, setting.stopping)
-            values.append(
-                reciprocal_rank([hit.id for hit in hits], {name for name, grade in grades.items() if grade})
-            )
-        assert point.mean("mrr@10") == pytest.approx(np.mean(values), abs=1e-6), setting
-        read = len([h for h in searcher.search(question, 40, max(setting.depth, 1), "dense") if h.reranker_score])
-        assert point.reads.max() <= max(setting.depth, 0) <= read
+        questions = [dataset.queries[query_id] for query_id in judged]
+        answers = searcher.search_many(questions, 40, setting.depth, setting.mode, setting.stopping)
+        values = [
+            reciprocal_rank([hit.id for hit in hits], {name for name, grade in grades.items() if grade})
+            for hits, grades in zip(answers, judged.values(), strict=True)
+        ]
+        assert point.values["mrr@10"].tolist() == pytest.approx(values, abs=1e-6), setting
+        reads = [sum(hit.reranker_score is not None for hit in hits) for hits in answers]
+        assert point.reads.tolist() == reads, setting
+        if setting.stopping == 0:
+            assert reads == [setting.depth] * len(questions)
+    stopped = [point for point in tuned.points if 0 < point.reads.mean() < point.setting.depth]
+    assert {point.setting.mode for point in stopped} == {"dense", "hybrid"}
 
 
 def test_what_is_chosen_is_how_search_searches_until_it_is_told_otherwise(bundle: Bundle, tiny_dataset: Path) -> None:
