@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from tandemqa.cli import app
 from tandemqa.data.dataset import load_dataset
+from tandemqa.describe import describe
 from tandemqa.encoders import backbone
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
 from tandemqa.evaluation import tuning
 from tandemqa.evaluation.tuning import Point, choose, tune
 from tandemqa.files import read_json
+from tandemqa.index import vectors
 from tandemqa.index.index import Index
 from tandemqa.search.candidates import Mode
 from tandemqa.search.learnt import Learnt, Setting
@@ -152,7 +156,64 @@ def test_the_best_within_the_limit_is_chosen_and_a_faster_one_only_if_it_surely_
     assert choose([alike, as_fast, best], 80) is as_fast  # better than what is a little faster, by chance
     assert choose([slow, best, chance, worse], 25) is worse
     with pytest.raises(TandemError, match=r"takes 20\.0 ms"):
-        choose([slow, best, worse, alike], 10)
+        choose([slow, best, chance, worse], 10)
+
+
+def test_an_index_is_built_as_tune_chose_unless_it_is_told_otherwise(
+    bundle: Bundle, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    tuned = tune(bundle, tiny_dataset, 1e6, questions=5).tuned
+
+    def built(chosen: dict[str, Any], **given: Any) -> tuple[str, str, str]:
+        bundle.remember(tuned=tuned.model_dump() | chosen)
+        index = Index.build(bundle, tiny_dataset, tmp_path / "index", **given)
+        return index.segments[0].vectors.kind, index.about["vectors"], index.precision
+
+    assert built({}) == ("exact", "auto", "auto")
+    other = {"vectors": "hnsw", "precision": "fp32"}
+    assert built(other) == ("hnsw", "hnsw", "fp32")
+    assert built(other, vectors="ivf") == ("ivf", "ivf", "fp32")
+    assert built(other, vectors="auto", precision="auto") == ("exact", "auto", "auto")
+    # Exact search over few passages says nothing of many; over many it does.
+    assert built({"vectors": "exact", "passages": 2_000_000})[1] == "exact"
+    bundle.remember(tuned=tuned.model_dump() | other)
+    command = ["index", str(bundle.folder), str(tiny_dataset), "--out", str(tmp_path / "own")]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert describe(tmp_path / "own")["vectors"] == "hnsw" and describe(tmp_path / "own")["precision"] == "fp32"
+    with pytest.raises(TandemError, match="what `tune` chose is not valid; tune it again"):
+        built({"vectors": "best"})
+
+
+def test_int8_that_was_tuned_elsewhere_is_left_out_where_the_processor_lacks_it(
+    bundle: Bundle, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandemqa.index.build.has_int8", lambda: False)
+    bundle.remember(tuned={"vectors": "exact", "precision": "int8", "passages": 40})
+    assert Index.build(bundle, tiny_dataset, tmp_path / "index").precision == "auto"
+
+
+def test_kept_indexes_and_scores_are_those_of_the_same_code_and_libraries(
+    bundle: Bundle, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = load_dataset(tiny_dataset)
+
+    def kept() -> tuple[Path, Path]:
+        (index,) = tuning._built(bundle, dataset)
+        return index, tuning._Scores(Searcher(index), dataset, list(dataset.queries)).path
+
+    first = kept()
+    assert kept() == first
+    known = tuning.code_version
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "code_version", lambda *places: known(*places) + "2" * ("encoders" in places))
+        assert not set(kept()) & set(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "version", lambda name: "99.0" if name == "torch" else "1.0")
+        assert not set(kept()) & set(first)
+    # Whatever else makes other vectors makes another index.
+    usual = vectors.has_bfloat16
+    monkeypatch.setattr(vectors, "has_bfloat16", lambda device: not usual(device))
+    assert kept()[0] != first[0]
 
 
 def test_slow_questions_count_and_not_the_mean() -> None:

@@ -97,9 +97,9 @@ def tune(
     if index:
         typer.echo(f"`tandemqa search {tuning.chosen.searcher.index.folder}` now uses what was chosen.")
     else:
-        kept = f"--vectors {tuning.tuned.vectors} --precision {tuning.tuned.precision}"
         typer.echo(
-            f"`tandemqa search` now uses what was chosen, over: tandemqa index {bundle} {data} --out INDEX {kept}"
+            f"`tandemqa search` now uses what was chosen, over the index ({tuning.tuned.vectors}, "
+            f"{tuning.tuned.precision}) that this builds: tandemqa index {bundle} {data} --out INDEX"
         )
 
 

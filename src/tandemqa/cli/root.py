@@ -70,14 +70,10 @@ MovedBundle = Annotated[
     typer.Option("--bundle", metavar="BUNDLE", help="Where the models are, if they moved since `tandemqa index`."),
 ]
 
+PRECISIONS = "What the models compute in: auto is bfloat16 where the processor has it; int8 is faster on CPUs with \
+AVX512-VNNI"
 Precisely = Annotated[
-    Literal["auto", "fp32", "int8"],
-    typer.Option(
-        "--precision",
-        metavar="KIND",
-        help="What the models compute in: auto is bfloat16 where the processor has it; "
-        "int8 is faster on CPUs with AVX512-VNNI.",
-    ),
+    Literal["auto", "fp32", "int8"], typer.Option("--precision", metavar="KIND", help=f"{PRECISIONS}.")
 ]
 
 Settings = Annotated[

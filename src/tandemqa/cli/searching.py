@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tandemqa.cli.root import AsJson, BundlePath, DataPath, IndexPath, MovedBundle, Precisely, app, print_json
+from tandemqa.cli.root import PRECISIONS, AsJson, BundlePath, DataPath, IndexPath, MovedBundle, app, print_json
 from tandemqa.terminal import answer_text
 from tandemqa.wording import counted
 
@@ -95,12 +95,13 @@ def index(
     data: DataPath,
     out: Annotated[Path, typer.Option(metavar="INDEX", help="Folder to write; an index already there is replaced.")],
     vectors: Annotated[
-        Literal["auto", "exact", "ivf", "hnsw"],
+        Literal["auto", "exact", "ivf", "hnsw"] | None,
         typer.Option(
             metavar="KIND",
-            help="exact compares all vectors, ivf or hnsw fewer; auto is exact up to a million passages, then ivf.",
+            help="exact compares all vectors, ivf or hnsw fewer; auto is exact up to a million passages, then ivf. "
+            "Usually what `tune` chose, else auto.",
         ),
-    ] = "auto",
+    ] = None,
     storage: Annotated[
         Literal["auto", "fp16", "int8"],
         typer.Option(
@@ -108,7 +109,10 @@ def index(
             help="Vectors in fp16 or int8; auto is fp16 for exact search, int8 for the others.",
         ),
     ] = "auto",
-    precision: Precisely = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "int8"] | None,
+        typer.Option(metavar="KIND", help=f"{PRECISIONS}. Usually what `tune` chose, else auto."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the passages of DATA searchable.
