@@ -1,6 +1,7 @@
 """Questions answered from an index."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from tandemqa.search.highlight import best_sentences
 from tandemqa.search.learnt import Learnt
 from tandemqa.search.rank import fuse, lexical, rerank, retrieve
 from tandemqa.search.searcher import Answer, Searcher
+
+TUNED = {"vectors": "exact", "precision": "auto", "passages": 40, "split": "dev", "questions": 7, "mrr": 0.5}
+TUNED |= {"ndcg": 0.5, "limit_ms": 80, "p50_ms": 5, "p95_ms": 9, "k": 5, "threads": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +177,38 @@ def test_an_answer_is_a_sequence_that_tells_its_time(searcher: Searcher) -> None
 def test_a_searcher_takes_an_open_index_and_a_loaded_bundle(searcher: Searcher, bundle: Bundle) -> None:
     again = Searcher(Index.open(searcher.index.folder), bundle)
     assert again.bundle is bundle and ids(again.search("owls")) == ids(searcher.search("owls"))
+
+
+# What the bundle knows of its re-ranker
+
+
+def warned(searcher: Searcher, depth: int = 5) -> list[str]:
+    """What three searches, one of them of two questions, warn of."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        searcher.search("owls", depth=depth)
+        searcher.search_many(["owls", "bees"], depth=depth)
+        searcher.search("owls", depth=depth)
+    return [str(each.message) for each in told]
+
+
+def measured(reranked: float) -> dict[str, object]:
+    means = {"retriever after": 0.5, "re-ranked": reranked}
+    return {"stages": {stage: {"mrr@10": {"mean": mean, "low": mean, "high": mean}} for stage, mean in means.items()}}
+
+
+def test_a_reranker_that_was_not_measured_or_ranks_worse_is_warned_of_once(searcher: Searcher) -> None:
+    folder = searcher.bundle.folder
+    command = f"tandemqa bundle --retriever {folder} --reranker {folder} --out BUNDLE --data DATA"
+    (message,) = warned(with_learnt(searcher))
+    assert "was never measured on dev questions and may rank worse" in message and message.endswith(command)
+    (message,) = warned(with_learnt(searcher, metrics=measured(0.4)))
+    assert "re-ranking made the ranking" in message and "worse (MRR@10 0.400, that of the retriever 0.500)" in message
+    assert warned(with_learnt(searcher, metrics=measured(0.5))) == []
+    assert (
+        warned(with_learnt(searcher, metrics=measured(0.4)), depth=0) == warned(with_learnt(searcher), depth=0) == []
+    )
+    assert warned(with_learnt(searcher, metrics=measured(0.4), tuned=TUNED)) == []
 
 
 # Who finds the candidates

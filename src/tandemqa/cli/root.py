@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,7 +84,8 @@ Settings = Annotated[
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; warnings are told in one line, as mistakes are."""
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {' '.join(str(message).split())}\n"
     app(prog_name="tandemqa")
 
 

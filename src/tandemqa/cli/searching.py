@@ -257,14 +257,9 @@ def search(
       tandemqa search my-index "how long does the flu last" --json | jq '.hits[0].text'
       tandemqa search my-index "flu vaccines" --where "year>=2001" --where lang=en
     """
-    from tandemqa.evaluation.report import Report
     from tandemqa.search.searcher import Searcher
 
-    searcher = Searcher(index, bundle)
-    metrics = searcher.bundle.about.get("metrics")
-    if metrics is not None and Report.from_json(metrics).reranking_hurts:
-        typer.echo("Warning: on the dev questions re-ranking made this bundle's ranking worse.", err=True)
-    answer = searcher.search(question, k, depth, mode, stopping, where or ())
+    answer = Searcher(index, bundle).search(question, k, depth, mode, stopping, where or ())
     if as_json:
         print_json(asdict(answer))
     else:
