@@ -26,24 +26,32 @@ def bundle(
     ] = None,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="The questions of DATA to learn on.")] = "dev",
     k: Annotated[int, typer.Option("-k", metavar="N", help="Candidates that are re-ranked on DATA.")] = 50,
+    query_prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What the retriever reads before a question, if its files do not tell."),
+    ] = None,
+    passage_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What it reads before a passage, likewise.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a bundle of two models, wherever they were trained.
 
-    The retriever's pooling, prompts ("query: "), layers and length are read from its files; what cannot be read
-    exactly is refused. Weights are read from safetensors, or else from a folder's ONNX graph. With DATA, the pair is
-    measured and learns what a trained one does at its end: the weights of both scores, when no answer is good, and
-    when re-ranking may stop.
+    The retriever's pooling, prompts, layers and length are read from its files, and what cannot be read exactly is
+    refused; some models, such as E5, tell of their prompts on their page alone. Weights are read from safetensors,
+    or else from a folder's ONNX graph. With DATA, the pair is measured and learns what a trained one does at its
+    end: the weights of both scores, when no answer is good, and when re-ranking may stop.
 
     \b
     Examples:
-      tandemqa bundle --retriever intfloat/e5-small-v2 --reranker BAAI/bge-reranker-base --out my-bundle
+      tandemqa bundle --retriever intfloat/e5-small-v2 --query-prompt "query: " --passage-prompt "passage: " \\
+        --reranker BAAI/bge-reranker-base --out my-bundle
       tandemqa bundle --retriever run --reranker /models/my-cross-encoder --out my-bundle --data data
     """
     from tandemqa.evaluation.pair import make_bundle
     from tandemqa.evaluation.report import Report
 
-    made = make_bundle(retriever, reranker, out, data, split, k)
+    made = make_bundle(retriever, reranker, out, data, split, k, query_prompt, passage_prompt)
     if as_json:
         print_json({"bundle": str(made.folder), **made.about})
         return
