@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from sentence_transformers import CrossEncoder as TheirCrossEncoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
@@ -25,7 +26,10 @@ from transformers import (
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
 )
+from typer.testing import CliRunner
 
+from tandemqa.cli import app
+from tandemqa.encoders import foreign
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.encoders.foreign import read_reranker, read_retriever
@@ -120,6 +124,65 @@ def test_dense_layers_prompts_and_normalising_are_respected_before_and_after_sav
         np.testing.assert_allclose(passages, expected[1], atol=1e-4)
     np.testing.assert_allclose(again.encode_query(TEXTS), expected[0], atol=1e-4)
     np.testing.assert_allclose(again.encode_document(TEXTS), expected[1], atol=1e-4)
+
+
+def test_prompts_that_are_given_take_the_place_of_the_models_own(
+    tiny_model: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    theirs = retriever(tiny_model, tmp_path / "model", prompts={"query": "of the model: "})
+    given = ["--query-prompt", "query: ", "--passage-prompt", "passage: "]
+    models = ["--retriever", str(tmp_path / "model"), "--reranker", str(tiny_bundle)]
+    done = CliRunner().invoke(app, ["bundle", *models, *given, "--out", str(tmp_path / "bundle")])
+    assert done.exit_code == 0, done.output
+    ours = Bundle.load(tmp_path / "bundle").retriever
+    again = SentenceTransformer(str(tmp_path / "bundle" / "retriever"), device="cpu")
+    for tower, prompt, encode in (
+        ("query", "query: ", again.encode_query), ("passage", "passage: ", again.encode_document)
+    ):  # fmt: skip
+        expected = theirs.encode(TEXTS, prompt=prompt, normalize_embeddings=True)
+        vectors = ours.encode(ours.tokenize(TEXTS), tower, precision="fp32")  # type: ignore[arg-type]
+        np.testing.assert_allclose(vectors, expected, atol=1e-4)
+        np.testing.assert_allclose(encode(TEXTS), expected, atol=1e-4)
+    one = read_retriever(str(tmp_path / "model"), passage_prompt="passage: ").config
+    assert (one.query_prompt, one.passage_prompt) == ("of the model: ", "passage: ")
+    assert read_retriever(str(tmp_path / "bundle"), query_prompt="query: ").config.query_prompt == "query: "
+    with pytest.raises(TandemError, match="was trained with query_prompt 'query: '"):
+        read_retriever(str(tmp_path / "bundle"), query_prompt="")
+
+
+@pytest.mark.parametrize(
+    ("weights", "fetched"),
+    [
+        (["model.safetensors", "onnx/model.onnx", "pytorch_model.bin"], ["model.safetensors"]),
+        (
+            [
+                "onnx/model.onnx",
+                "onnx/model.onnx_data",
+                "onnx/model_quantized.onnx",
+                "onnx/model_O4.onnx",
+                "model.onnx",
+            ],
+            ["onnx/model.onnx", "onnx/model.onnx_data"],
+        ),
+        (["model.onnx", "onnx/model_fp16.onnx", "pytorch_model.bin"], ["model.onnx"]),
+        (["pytorch_model.bin", "modeling.py"], []),
+    ],
+)
+def test_of_a_hub_the_needed_files_are_fetched_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: list[str], fetched: list[str]
+) -> None:
+    settings = ["config.json", "tokenizer.json", "vocab.txt", "1_Pooling/config.json"]
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        for file in filter_repo_objects([*settings, *weights], allow_patterns=allow_patterns):
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).touch()
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    folder = foreign._local("someone/model")
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    assert sorted(files) == sorted([*settings, *fetched])
 
 
 def test_a_prompt_by_the_name_of_passage_is_taken(tiny_model: Path, tmp_path: Path) -> None:

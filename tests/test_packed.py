@@ -1,5 +1,7 @@
 """The packed encoder gives the states of the encoder that it was made of, and notices when that changes."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from transformers import (
 from tandemqa.encoders.backbone import for_inference, hidden_states
 from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.encoders.packed import PackedEncoder, can_be_packed, packed
+from tandemqa.encoders.quantised import has_int8, measure_ranges
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -104,6 +107,26 @@ def test_a_step_of_the_optimiser_is_noticed() -> None:
         after = packed(model, torch.float32)
         assert after is not before
         torch.testing.assert_close(after(batch)[0], expected[0], atol=2e-5, rtol=2e-5)
+
+
+def test_each_precision_is_packed_once_and_none_of_them_outlives_its_weights() -> None:
+    model = bert()
+    ranges = measure_ranges(model, [batch_of([9, 4])], hidden_states)
+    forms: list[tuple[torch.dtype, Any]] = [(torch.float32, None), (torch.bfloat16, None)]
+    if has_int8():
+        forms += [(torch.float32, ranges), (torch.float32, dict(ranges))]
+    once = [packed(model, *form) for form in forms]
+    assert len(set(map(id, once))) == len(forms)
+    assert all(each.dtype == dtype and each.ranges is own for each, (dtype, own) in zip(once, forms, strict=True))
+    again = [packed(model, *form) for form in forms]
+    assert all(new is old for new, old in zip(again, once, strict=True))
+    left = [weakref.ref(each) for each in once]
+    del once, again
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    packed(model, torch.float32)
+    gc.collect()
+    assert all(each() is None for each in left)
 
 
 def test_loaded_weights_are_noticed() -> None:

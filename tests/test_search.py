@@ -1,6 +1,7 @@
 """Questions answered from an index."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,18 @@ from tandemqa.data.runs import Run
 from tandemqa.encoders import backbone
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
+from tandemqa.evaluation.stages import rank_stages
 from tandemqa.index.dense import DenseIndex
 from tandemqa.index.index import Index
 from tandemqa.index.lexical import LexicalIndex
 from tandemqa.search.candidates import Mode
 from tandemqa.search.highlight import best_sentences
+from tandemqa.search.learnt import Learnt
 from tandemqa.search.rank import fuse, lexical, rerank, retrieve
 from tandemqa.search.searcher import Answer, Searcher
+
+TUNED = {"vectors": "exact", "precision": "auto", "passages": 40, "split": "dev", "questions": 7, "mrr": 0.5}
+TUNED |= {"ndcg": 0.5, "limit_ms": 80, "p50_ms": 5, "p95_ms": 9, "k": 5, "threads": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +179,38 @@ def test_a_searcher_takes_an_open_index_and_a_loaded_bundle(searcher: Searcher, 
     assert again.bundle is bundle and ids(again.search("owls")) == ids(searcher.search("owls"))
 
 
+# What the bundle knows of its re-ranker
+
+
+def warned(searcher: Searcher, depth: int = 5) -> list[str]:
+    """What three searches, one of them of two questions, warn of."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        searcher.search("owls", depth=depth)
+        searcher.search_many(["owls", "bees"], depth=depth)
+        searcher.search("owls", depth=depth)
+    return [str(each.message) for each in told]
+
+
+def measured(reranked: float) -> dict[str, object]:
+    means = {"retriever after": 0.5, "re-ranked": reranked}
+    return {"stages": {stage: {"mrr@10": {"mean": mean, "low": mean, "high": mean}} for stage, mean in means.items()}}
+
+
+def test_a_reranker_that_was_not_measured_or_ranks_worse_is_warned_of_once(searcher: Searcher) -> None:
+    folder = searcher.bundle.folder
+    command = f"tandemqa bundle --retriever {folder} --reranker {folder} --out BUNDLE --data DATA"
+    (message,) = warned(with_learnt(searcher))
+    assert "was never measured on dev questions and may rank worse" in message and message.endswith(command)
+    (message,) = warned(with_learnt(searcher, metrics=measured(0.4)))
+    assert "re-ranking made the ranking" in message and "worse (MRR@10 0.400, that of the retriever 0.500)" in message
+    assert warned(with_learnt(searcher, metrics=measured(0.5))) == []
+    assert (
+        warned(with_learnt(searcher, metrics=measured(0.4)), depth=0) == warned(with_learnt(searcher), depth=0) == []
+    )
+    assert warned(with_learnt(searcher, metrics=measured(0.4), tuned=TUNED)) == []
+
+
 # Who finds the candidates
 
 
@@ -191,9 +229,9 @@ def test_every_mode_ranks_its_candidates_by_both_models(
     retriever, reranker = bundle.retriever, bundle.reranker
     vectors = retriever.encode(retriever.tokenize(texts), "passage").astype(np.float64)
     asked = retriever.encode(retriever.tokenize(questions), "query").astype(np.float64)
-    dense = Run(questions, *searcher.index.search_vectors(asked.astype(np.float32), 8))
-    words = lexical(LexicalIndex.build(texts), questions, questions, 8)
-    candidates = {"dense": dense, "bm25": words, "hybrid": fuse(dense, words, 8, share)}[mode]
+    dense = Run(questions, *searcher.index.search_vectors(asked.astype(np.float32), 40))
+    words = lexical(LexicalIndex.build(texts), questions, questions, 8 if mode == "bm25" else 40)
+    candidates = {"dense": dense.cut(8), "bm25": words, "hybrid": fuse(dense, words, 8, share)}[mode]
     ids = reranker.tokenize(questions), reranker.tokenize(texts)
     answers = with_learnt(searcher, blend=3.0, fusion=share).search_many(questions, k=8, depth=8, mode=mode)
     for number, answer in enumerate(answers):
@@ -214,6 +252,30 @@ def test_every_mode_ranks_its_candidates_by_both_models(
                 assert hit.bm25_score is None
             else:
                 assert hit.bm25_score == pytest.approx(words.scores[number, known.index(row)])
+
+
+@pytest.mark.parametrize("share", [None, 0.3])
+@pytest.mark.parametrize(("fused", "measured"), [(100, 5), (10, 20)])
+def test_a_hybrid_is_the_one_that_was_measured_however_few_are_asked_for(
+    searcher: Searcher,
+    bundle: Bundle,
+    dataset: Dataset,
+    share: float | None,
+    fused: int,
+    measured: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """How far the two rankings go decides how their scores are scaled, and who meets whom."""
+    for module in ("search.candidates", "evaluation.stages"):
+        monkeypatch.setattr(f"tandemqa.{module}.FUSED", fused)
+    hybrid = rank_stages(bundle, dataset, "train", measured).final(Learnt(fusion=share))["hybrid"]
+    questions = [dataset.queries[query_id] for query_id in hybrid.query_ids]
+    answers = with_learnt(searcher, fusion=share).search_many(questions, k=5, depth=0, mode="hybrid")
+    for number, answer in enumerate(answers):
+        measured_at = dict(zip(hybrid.rows[number].tolist(), hybrid.scores[number].tolist(), strict=True))
+        scores = [hit.score for hit in answer]
+        assert scores == pytest.approx(hybrid.scores[number, :5].tolist(), abs=2e-3)
+        assert scores == pytest.approx([measured_at[dataset.passages.row[name]] for name in ids(answer)], abs=2e-3)
 
 
 def test_bm25_finds_nothing_without_a_shared_word(searcher: Searcher) -> None:

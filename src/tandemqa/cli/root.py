@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -70,14 +71,10 @@ MovedBundle = Annotated[
     typer.Option("--bundle", metavar="BUNDLE", help="Where the models are, if they moved since `tandemqa index`."),
 ]
 
+PRECISIONS = "What the models compute in: auto is bfloat16 where the processor has it; int8 is faster on CPUs with \
+AVX512-VNNI"
 Precisely = Annotated[
-    Literal["auto", "fp32", "int8"],
-    typer.Option(
-        "--precision",
-        metavar="KIND",
-        help="What the models compute in: auto is bfloat16 where the processor has it; "
-        "int8 is faster on CPUs with AVX512-VNNI.",
-    ),
+    Literal["auto", "fp32", "int8"], typer.Option("--precision", metavar="KIND", help=f"{PRECISIONS}.")
 ]
 
 Settings = Annotated[
@@ -87,7 +84,8 @@ Settings = Annotated[
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; warnings are told in one line, as mistakes are."""
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {' '.join(str(message).split())}\n"
     app(prog_name="tandemqa")
 
 

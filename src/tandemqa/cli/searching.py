@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tandemqa.cli.root import AsJson, BundlePath, DataPath, IndexPath, MovedBundle, Precisely, app, print_json
+from tandemqa.cli.root import PRECISIONS, AsJson, BundlePath, DataPath, IndexPath, MovedBundle, app, print_json
 from tandemqa.terminal import answer_text
 from tandemqa.wording import counted
 
@@ -26,24 +26,32 @@ def bundle(
     ] = None,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="The questions of DATA to learn on.")] = "dev",
     k: Annotated[int, typer.Option("-k", metavar="N", help="Candidates that are re-ranked on DATA.")] = 50,
+    query_prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What the retriever reads before a question, if its files do not tell."),
+    ] = None,
+    passage_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What it reads before a passage, likewise.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a bundle of two models, wherever they were trained.
 
-    The retriever's pooling, prompts ("query: "), layers and length are read from its files; what cannot be read
-    exactly is refused. Weights are read from safetensors, or else from a folder's ONNX graph. With DATA, the pair is
-    measured and learns what a trained one does at its end: the weights of both scores, when no answer is good, and
-    when re-ranking may stop.
+    The retriever's pooling, prompts, layers and length are read from its files, and what cannot be read exactly is
+    refused; some models, such as E5, tell of their prompts on their page alone. Weights are read from safetensors,
+    or else from a folder's ONNX graph. With DATA, the pair is measured and learns what a trained one does at its
+    end: the weights of both scores, when no answer is good, and when re-ranking may stop.
 
     \b
     Examples:
-      tandemqa bundle --retriever intfloat/e5-small-v2 --reranker BAAI/bge-reranker-base --out my-bundle
+      tandemqa bundle --retriever intfloat/e5-small-v2 --query-prompt "query: " --passage-prompt "passage: " \\
+        --reranker BAAI/bge-reranker-base --out my-bundle
       tandemqa bundle --retriever run --reranker /models/my-cross-encoder --out my-bundle --data data
     """
     from tandemqa.evaluation.pair import make_bundle
     from tandemqa.evaluation.report import Report
 
-    made = make_bundle(retriever, reranker, out, data, split, k)
+    made = make_bundle(retriever, reranker, out, data, split, k, query_prompt, passage_prompt)
     if as_json:
         print_json({"bundle": str(made.folder), **made.about})
         return
@@ -95,12 +103,13 @@ def index(
     data: DataPath,
     out: Annotated[Path, typer.Option(metavar="INDEX", help="Folder to write; an index already there is replaced.")],
     vectors: Annotated[
-        Literal["auto", "exact", "ivf", "hnsw"],
+        Literal["auto", "exact", "ivf", "hnsw"] | None,
         typer.Option(
             metavar="KIND",
-            help="exact compares all vectors, ivf or hnsw fewer; auto is exact up to a million passages, then ivf.",
+            help="exact compares all vectors, ivf or hnsw fewer; auto is exact up to a million passages, then ivf. "
+            "Usually what `tune` chose, else auto.",
         ),
-    ] = "auto",
+    ] = None,
     storage: Annotated[
         Literal["auto", "fp16", "int8"],
         typer.Option(
@@ -108,7 +117,10 @@ def index(
             help="Vectors in fp16 or int8; auto is fp16 for exact search, int8 for the others.",
         ),
     ] = "auto",
-    precision: Precisely = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "int8"] | None,
+        typer.Option(metavar="KIND", help=f"{PRECISIONS}. Usually what `tune` chose, else auto."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the passages of DATA searchable.
@@ -253,14 +265,9 @@ def search(
       tandemqa search my-index "how long does the flu last" --json | jq '.hits[0].text'
       tandemqa search my-index "flu vaccines" --where "year>=2001" --where lang=en
     """
-    from tandemqa.evaluation.report import Report
     from tandemqa.search.searcher import Searcher
 
-    searcher = Searcher(index, bundle)
-    metrics = searcher.bundle.about.get("metrics")
-    if metrics is not None and Report.from_json(metrics).reranking_hurts:
-        typer.echo("Warning: on the dev questions re-ranking made this bundle's ranking worse.", err=True)
-    answer = searcher.search(question, k, depth, mode, stopping, where or ())
+    answer = Searcher(index, bundle).search(question, k, depth, mode, stopping, where or ())
     if as_json:
         print_json(asdict(answer))
     else:

@@ -16,6 +16,7 @@ from tandemqa.encoders.dense import Activation, Dense
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.encoders.inputs import TokenBatch, position_limit
 from tandemqa.encoders.layout import IDENTITY, load_head
+from tandemqa.encoders.onnx_graph import GRAPH
 from tandemqa.encoders.onnx_weights import graph_of, read_into
 from tandemqa.errors import TandemError, first_line
 from tandemqa.files import read_json
@@ -24,6 +25,8 @@ Config = TypeVar("Config", bound=BaseModel)
 
 # What is fetched from a hub: no pickled weights, no code.
 FETCHED = ["*.json", "*.txt", "*.model", "*.safetensors"]
+# Where that brought no weights: the first of these graphs that is there, none of its quantised variants.
+GRAPHS = (GRAPH, "model.onnx")
 
 POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
@@ -44,22 +47,26 @@ CLASSIFIERS: dict[str, tuple[str, Activation, str]] = {
 }
 
 
-def read_retriever(source: str) -> DualEncoder:
+def read_retriever(source: str, query_prompt: str | None = None, passage_prompt: str | None = None) -> DualEncoder:
     """The retriever of a bundle or a run of ours, or any sentence-transformers model of Transformer, Pooling, Dense
     and Normalize, from a folder or a hub; a plain encoder is mean-pooled, as sentence-transformers does.
 
     Vectors equal sentence-transformers' (of unit length where the model compares by cosine), but for texts of more
-    than 512 tokens, which are cut there. Anything that cannot be read exactly is a `TandemError`.
+    than 512 tokens, which are cut there. Prompts, which stand before every query and every passage, take the place of
+    those in the model's files, where some models do not tell theirs. Anything that cannot be read exactly is a
+    `TandemError`, and so are other prompts than those that a model of ours was trained with.
     """
+    prompts = {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
+    given = {name: prompt for name, prompt in prompts.items() if prompt is not None}
     own = _of_bundle(source, "retriever")
     if own is not None:
         place, known = own
-        return DualEncoder.load(_read_as(RetrieverConfig, known | {"model": str(place)}, source))
+        return DualEncoder.load(_read_as(RetrieverConfig, known | given | {"model": str(place)}, source))
     folder = _local(source)
     settings: dict[str, Any] = {"model": str(folder), "similarity": "cosine", "pooling": "mean"}
     if (folder / "modules.json").exists():
         settings |= _retriever_modules(folder, source)
-    settings |= _prompts(folder)
+    settings |= _prompts(folder) | given
     settings["passage_length"] = _length(folder)
     return DualEncoder.load(_read_as(RetrieverConfig, settings, source))
 
@@ -130,14 +137,25 @@ def _local(source: str) -> Path:
         if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
             raise TandemError(f"{source} holds no model: neither modules.json nor config.json is there.")
         return folder
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(str(folder), allow_patterns=FETCHED))
+        return _fetched(str(folder))
     except (OSError, ValueError) as error:
         raise TandemError(
             f"{source} is no folder and could not be fetched from a hub: {first_line(error)}."
         ) from error
+
+
+def _fetched(name: str) -> Path:
+    """The folder of a model of a hub, of the files that are needed alone."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(name, allow_patterns=FETCHED))
+    for graph in GRAPHS:
+        if any(folder.glob("*.safetensors")) or any((folder / each).exists() for each in GRAPHS):
+            break
+        # What is too large for one file lies beside it: model.onnx_data.
+        folder = Path(snapshot_download(name, allow_patterns=[*FETCHED, f"{graph}*"]))
+    return folder
 
 
 def _settings(folder: Path) -> dict[str, Any]:

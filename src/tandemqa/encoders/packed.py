@@ -169,21 +169,25 @@ class PackedEncoder:
         return x.view(count, length, -1)
 
 
-_packed: "WeakKeyDictionary[nn.Module, tuple[object, PackedEncoder]]" = WeakKeyDictionary()
+# Of each model: the state of its weights, and what that was packed to by dtype and ranges.
+_packed: "WeakKeyDictionary[nn.Module, tuple[object, dict[tuple[torch.dtype, int], PackedEncoder]]]"
+_packed = WeakKeyDictionary()
 
 
 def packed(model: nn.Module, dtype: torch.dtype, ranges: Ranges | None = None) -> PackedEncoder:
-    """The model packed, anew only if its weights have changed since the last time."""
+    """The model packed for a dtype and ranges, anew only if its weights have changed since the last time."""
     parameters = [parameter.detach() for parameter in model.parameters()]
     # A fused optimiser does not count its changes as versions, but it changes every matrix everywhere.
     values = torch.stack([parameter.reshape(-1)[-1] for parameter in parameters]).tolist()
-    # The packed encoder keeps its ranges, so that no others can have their number.
-    state = dtype, id(ranges), values, [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+    state = values, [(parameter.data_ptr(), parameter._version) for parameter in parameters]
     known = _packed.get(model)
     if known is None or known[0] != state:
-        _packed.pop(model, None)  # not two at a time
-        known = _packed[model] = state, PackedEncoder(model, dtype, ranges)
-    return known[1]
+        known = _packed[model] = state, {}  # nothing of the old weights is kept while the new are packed
+    # The packed encoder keeps its ranges, so that no others can have their number.
+    form = dtype, id(ranges)
+    if form not in known[1]:
+        known[1][form] = PackedEncoder(model, dtype, ranges)
+    return known[1][form]
 
 
 def can_be_packed(model: nn.Module) -> bool:

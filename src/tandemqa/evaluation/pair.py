@@ -17,18 +17,21 @@ def make_bundle(
     dataset: Dataset | str | Path | None = None,
     split: str = "dev",
     k: int = 50,
+    query_prompt: str | None = None,
+    passage_prompt: str | None = None,
 ) -> Bundle:
     """Write the bundle `out` of two models (see `encoders.foreign` for what can be read).
 
-    With a dataset, the pair ranks the questions of `split`, the re-ranker the retriever's top `k`; what is learnt of
-    them (`search.learnt`) and the figures go into the bundle. A folder at `out` that is no bundle is a `TandemError`.
+    Prompts, if given, take the place of the retriever's own. With a dataset, the pair ranks the questions of `split`,
+    the re-ranker the retriever's top `k`; what is learnt of them (`search.learnt`) and the figures go into the
+    bundle. A folder at `out` that is no bundle is a `TandemError`.
     """
     place = Path(out)
     if place.exists() and not (place / MANIFEST).exists():
         raise TandemError(f"{place} exists and is not a bundle; choose another place for --out.")
     if dataset is not None and not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
-    pair = Bundle(place, read_retriever(retriever), read_reranker(reranker))
+    pair = Bundle(place, read_retriever(retriever, query_prompt, passage_prompt), read_reranker(reranker))
     about: dict[str, Any] = {"sources": {"retriever": retriever, "reranker": reranker}}
     if dataset is not None:
         rankings = rank_stages(pair, dataset, split, k)

@@ -25,10 +25,7 @@ from tandemqa.evaluation.stopping import learn_stopping
 from tandemqa.index.lexical import LexicalIndex
 from tandemqa.index.vectors import passage_index
 from tandemqa.search.learnt import Learnt
-from tandemqa.search.rank import blended, followed_by, fuse, lexical, reranker_scores, retrieve
-
-# Deep enough for R@50 of every stage, and for fusion to find what only one of its two runs ranks high.
-DEPTH = 100
+from tandemqa.search.rank import FUSED, blended, followed_by, fuse, lexical, reranker_scores, retrieve
 
 
 def evaluate(
@@ -79,8 +76,8 @@ class Rankings:
 
         What the re-ranker did not see stands behind what it saw, in the retriever's order.
         """
-        retrieved, words = self.runs["retriever after"], self.runs["BM25"]
-        hybrid = fuse(retrieved, words, retrieved.rows.shape[1], learnt.fusion)
+        retrieved = self.runs["retriever after"]
+        hybrid = fuse(*self._fused, retrieved.rows.shape[1], learnt.fusion)
         runs = self.runs | {
             "hybrid": break_ties(hybrid, self.dataset.passages.ids),
             "re-ranked": followed_by(blended(self.candidates, self.reranker_scores, learnt.blend), retrieved),
@@ -97,10 +94,15 @@ class Rankings:
         best = blended(self.candidates, self.reranker_scores, blend)
         return Learnt(
             blend=blend,
-            fusion=learn_fusion(self.runs["retriever after"], self.runs["BM25"], qrels, row),
+            fusion=learn_fusion(*self._fused, qrels, row),
             confidence=learn_confidence(best, qrels, row),
             stopping=learn_stopping(self.candidates, self.reranker_scores, blend, qrels, row),
         )
+
+    @property
+    def _fused(self) -> tuple[Run, Run]:
+        """What a hybrid is made of."""
+        return self.runs["retriever after"].cut(FUSED), self.runs["BM25"].cut(FUSED)
 
     def report(self, learnt: Learnt) -> Report:
         """The figures of every stage."""
@@ -113,7 +115,7 @@ def rank_stages(bundle: Bundle, dataset: Dataset, split: str, k: int) -> Ranking
     """Rank the passages for every judged question of `split` with each stage."""
     if k < 1:
         raise TandemError(f"k is {k}; at least one candidate must be re-ranked.")
-    depth = max(k, DEPTH)
+    depth = max(k, FUSED)
     query_ids = counted_queries(dataset.judged(split))
     texts = [dataset.queries[query_id] for query_id in query_ids]
     runs: dict[str, Run] = {}

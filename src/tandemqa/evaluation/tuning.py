@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,16 @@ from tandemqa.code import code_version
 from tandemqa.data.dataset import Dataset, load_dataset
 from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run
-from tandemqa.encoders.backbone import Precision
+from tandemqa.encoders.backbone import Precision, device_of, has_bfloat16
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.encoders.quantised import has_int8
 from tandemqa.errors import TandemError
 from tandemqa.evaluation.metrics import counted_queries, evaluate_run
+from tandemqa.evaluation.significance import paired_interval
 from tandemqa.files import cache_folder, save_arrays
 from tandemqa.index.dense import Kind
 from tandemqa.index.index import MANIFEST, Index
-from tandemqa.index.vectors import passage_index
+from tandemqa.index.vectors import VectorCache, passage_index
 from tandemqa.progress import bar, track
 from tandemqa.search.candidates import Candidates, Mode, find
 from tandemqa.search.learnt import Learnt, Setting, Tuned
@@ -39,7 +41,7 @@ from tandemqa.search.stopping import read_until_settled
 
 DEPTHS = (0, 5, 10, 20, 50, 100)
 MODES: tuple[Mode, ...] = ("dense", "hybrid")
-DIAL = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+DIAL = (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 METRICS = ("mrr@10", "ndcg@10")
 RANKED = 10
 # From so many passages on, exact search takes long enough for an approximate one to be worth building.
@@ -48,6 +50,10 @@ APPROXIMATE_FROM = 100_000
 TURNS, ENOUGH = 60, 10
 # Latencies that differ by less than this factor differ by chance.
 ALIKE = 1.1
+# MRR@10 that may be lost to speed.
+NEGLIGIBLE = 0.005
+# Libraries that vectors, scores and indexes depend on.
+MAKERS = ("torch", "transformers", "faiss-cpu", "bm25s")
 # Pairs that are scored between two files; what an interruption loses at most.
 BLOCK = 1000
 
@@ -152,9 +158,9 @@ def tune(
     Settings are depths, modes, values of the dial and indexes, with their structures and precisions. Without
     `indexes`, the passages of `dataset` are indexed in the cache: in each precision that the bundle can compute in,
     exact and, if there are many, IVF and HNSW. Of the settings of which 95 % of the questions take at most `p95_ms`
-    milliseconds, the best MRR@10 counts; one less by no more than a standard error of the difference counts as equal,
-    and the fastest of equals is chosen (as Breiman et al., 1984, choose the smallest tree). No setting that is fast
-    enough is a `TandemError`, and nothing is written.
+    milliseconds, the one with the best MRR@10 is chosen. A faster one takes its place only where it surely loses next
+    to nothing: where the 95 % interval of the difference, question by question, ends below 0.005 (a test of
+    non-inferiority). No setting that is fast enough is a `TandemError`, and nothing is written.
     """
     if not 0 < p95_ms < np.inf:
         raise TandemError(f"p95_ms is {p95_ms}; allow a time above 0.")
@@ -167,8 +173,7 @@ def tune(
     qrels = _drawn(dataset.judged(split), questions)
     if len(qrels) < 2:
         raise TandemError(f"{len(qrels)} questions of {split} are too few to compare settings on; take at least 2.")
-    # Each with models of its own: a model is laid out for one precision at a time.
-    searchers = [Searcher(index, bundle.folder) for index in indexes or _built(bundle, dataset)]
+    searchers = [Searcher(index, bundle) for index in indexes or _built(bundle, dataset)]
     points = [point for searcher in searchers for point in _ranked(searcher, dataset, qrels, k)]
     _measure(points, [dataset.queries[query_id] for query_id in qrels][:TURNS], k, p95_ms / 1000)
     chosen = choose(points, p95_ms)
@@ -192,8 +197,8 @@ def tune(
 
 
 def choose(points: Sequence[Point], p95_ms: float) -> Point:
-    """The fastest of the points within the limit whose MRR@10 is, within a standard error, that of the best; of those
-    that are about as fast, the best."""
+    """The point within the limit with the best MRR@10, or the fastest of those that lose next to nothing against it;
+    of those that are about as fast, the best."""
     within = [point for point in points if point.milliseconds(95) <= p95_ms]
     if not within:
         fastest = min(points, key=lambda point: point.milliseconds(95))
@@ -202,17 +207,16 @@ def choose(points: Sequence[Point], p95_ms: float) -> Point:
             f"No setting answers 95 % of the questions within {p95_ms:g} ms: the fastest, {setting.mode} with depth "
             f"{setting.depth} over the {fastest.kind} index, takes {fastest.milliseconds(95):.1f} ms; allow that."
         )
-    best = max(within, key=lambda point: point.mean("mrr@10"))
-    equal = [point for point in within if _within_chance(point.values["mrr@10"], best.values["mrr@10"])]
+    best = max(within, key=lambda point: (point.mean("mrr@10"), -point.milliseconds(95)))
+    equal = [point for point in within if _loses_nothing(point.values["mrr@10"], best.values["mrr@10"])]
     least = ALIKE * min(point.milliseconds(95) for point in equal)
     fast = [point for point in equal if point.milliseconds(95) <= least]
     return max(fast, key=lambda point: (point.mean("mrr@10"), -point.milliseconds(95)))
 
 
-def _within_chance(values: NDArray[np.float64], best: NDArray[np.float64]) -> bool:
-    """Whether the mean of `best - values`, question by question, is no more than its standard error."""
-    difference = best - values
-    return bool(difference.mean() <= difference.std(ddof=1) / np.sqrt(len(difference)))
+def _loses_nothing(values: NDArray[np.float64], best: NDArray[np.float64]) -> bool:
+    """Whether the 95 % interval of the mean of `best - values`, question by question, ends below NEGLIGIBLE."""
+    return paired_interval(values, best, seed=0)[1] < NEGLIGIBLE
 
 
 def _drawn(judged: Qrels, count: int) -> Qrels:
@@ -230,7 +234,9 @@ def _built(bundle: Bundle, dataset: Dataset) -> list[Path]:
     folders: list[Path] = []
     for precision in precisions:
         pair = bundle.at(precision)
-        key = _key(bundle.fingerprint, pair.calibration, dataset.passages.fingerprint, code_version("data", "index"))
+        # The vectors of an index are those of the cache, as long as what makes them stays the same.
+        vectors = VectorCache(pair.retriever, dataset.passages.fingerprint).folder.name
+        key = _key(bundle.fingerprint, vectors, code_version("data", "encoders", "index"))
         places = {kind: cache_folder() / "indexes" / key / f"{kind}-{precision}" for kind in kinds}
         missing = [kind for kind in kinds if not (places[kind] / MANIFEST).exists()]
         if missing:
@@ -337,6 +343,7 @@ class _Scores:
             bundle.fingerprint,
             bundle.calibration,
             index.precision,
+            has_bfloat16(device_of(bundle.reranker)),
             dataset.fingerprint,
             index.about["data"]["fingerprint"],
             index.passages.generation,
@@ -386,4 +393,6 @@ class _Scores:
 
 
 def _key(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    """What identifies something in the cache that these parts and the libraries of `MAKERS` make."""
+    versions = [version(library) for library in MAKERS]
+    return hashlib.sha256(repr((parts, versions)).encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +20,17 @@ from tandemqa.code import code_version
 from tandemqa.data.dataset import Dataset, check_layout, read_queries
 from tandemqa.data.lines import opened, read_records
 from tandemqa.encoders.backbone import Precision
+from tandemqa.encoders.bundle import MANIFEST as MODELS
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.encoders.dual import DualEncoder
+from tandemqa.encoders.quantised import has_int8
 from tandemqa.errors import TandemError
 from tandemqa.files import explained, fingerprint, put_in_place, read_json, remove_partial, whole_file, write_json
 from tandemqa.index.index import FORMAT, MANIFEST, PASSAGES, SEGMENTS
 from tandemqa.index.lock import LOCK, only_writer
 from tandemqa.index.passages import PassageStore, Record, record_of, store_passages
 from tandemqa.index.recall import QUERIES
-from tandemqa.index.segment import KindChoice, StorageChoice, write_segment
+from tandemqa.index.segment import EXACT_AT_MOST, KindChoice, StorageChoice, write_segment
 from tandemqa.index.source import Texts
 from tandemqa.index.vectors import VectorCache
 from tandemqa.progress import bar
@@ -45,15 +47,16 @@ def build(
     bundle: Bundle | str | Path,
     dataset: Dataset | str | Path,
     out: Path,
-    vectors: KindChoice = "auto",
+    vectors: KindChoice | None = None,
     storage: StorageChoice = "auto",
-    precision: Precision = "auto",
+    precision: Precision | None = None,
 ) -> None:
     """Index the passages of `dataset` for `bundle` into the folder `out`.
 
     vectors: "exact", "ivf" or "hnsw", or "auto": exact up to a million passages, then IVF. storage: "fp16" or "int8",
     or "auto": half precision for exact search, bytes for the others. precision: what the models compute in, here and
-    in all later use of the index; for "int8", a bundle that is not calibrated yet is so on texts of `dataset`.
+    in all later use of the index; for "int8", a bundle that is not calibrated yet is so on texts of `dataset`. Where
+    vectors or precision is None, it is what `tune` chose for the bundle, else "auto".
 
     The corpus is read as it streams; in memory is one shard, and at the end the vectors. Until the index is complete
     it grows in a hidden folder beside `out` (`.NAME.partial`), where the same call goes on if it was interrupted; an
@@ -67,6 +70,8 @@ def build(
         pass
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
+    tuned = _tuned(bundle)
+    vectors, precision = vectors or tuned[0], precision or tuned[1]
     if precision == "int8" and not bundle.calibrated:
         bundle.calibrate(*_texts(folder))
     bundle = bundle.at(precision)
@@ -95,6 +100,19 @@ def build(
         write_json(partial / MANIFEST, about)
         put_in_place(partial, place)
         (place / UNDER_WAY).unlink()
+
+
+def _tuned(bundle: Bundle) -> tuple[KindChoice, Precision]:
+    """The structure and precision that `tune` chose for the bundle, "auto" where it chose none."""
+    tuned = bundle.about.get("tuned") or {}
+    vectors, precision = tuned.get("vectors", "auto"), tuned.get("precision", "auto")
+    if vectors not in get_args(KindChoice) or precision not in get_args(Precision):
+        raise TandemError(f"{bundle.folder / MODELS}: what `tune` chose is not valid; tune it again.")
+    if vectors == "exact" and tuned.get("passages", 0) <= EXACT_AT_MOST:
+        vectors = "auto"  # the same for so many passages; of more, tune has seen nothing
+    if precision == "int8" and not has_int8():
+        precision = "auto"  # it was tuned on another machine
+    return vectors, precision
 
 
 def _about(

@@ -64,9 +64,9 @@ class Index:
         bundle: Bundle | str | Path,
         dataset: Dataset | str | Path,
         out: str | Path,
-        vectors: KindChoice = "auto",
+        vectors: KindChoice | None = None,
         storage: StorageChoice = "auto",
-        precision: Precision = "auto",
+        precision: Precision | None = None,
     ) -> "Index":
         """Index the passages of `dataset` for `bundle` into the folder `out`; see `build.build`."""
         from tandemqa.index.build import build

@@ -15,7 +15,7 @@ from tandemqa.data.tokens import TokenIds
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
 from tandemqa.index.index import Index
-from tandemqa.search.rank import fuse
+from tandemqa.search.rank import FUSED, fuse
 
 Mode = Literal["dense", "bm25", "hybrid"]
 
@@ -46,9 +46,10 @@ def find(
 ) -> Candidates:
     """The `k` best candidates for each question; queries: the questions as the retriever's token ids.
 
-    share: the retriever's part in a hybrid's weighted sum; None fuses by rank. Whatever ranked a candidate, it comes
-    with its similarity, so that a final score means the same in every mode. Only passages that fulfil all conditions
-    in `where`, such as "year>=2001", are found.
+    share: the retriever's part in a hybrid's weighted sum; None fuses by rank. A hybrid is made of FUSED candidates
+    of each of the two, or of `k` if that is more. Whatever ranked a candidate, it comes with its similarity, so that
+    a final score means the same in every mode. Only passages that fulfil all conditions in `where`, such as
+    "year>=2001", are found.
     """
     if mode not in get_args(Mode):
         raise TandemError(f"There is no mode {mode!r}; choose one of {', '.join(get_args(Mode))}.")
@@ -58,10 +59,11 @@ def find(
     if mode == "dense":
         run = Run(names, *index.search_vectors(vectors, k, where))
         return Candidates(run, run.scores, None)
-    words = Run(names, *index.search_words(questions, k, where))
+    deep = k if mode == "bm25" else min(max(k, FUSED), len(index))
+    words = Run(names, *index.search_words(questions, deep, where))
     run = words
     if mode == "hybrid":
-        run = fuse(Run(names, *index.search_vectors(vectors, k, where)), words, k, share)
+        run = fuse(Run(names, *index.search_vectors(vectors, deep, where)), words, k, share)
     return Candidates(run, _similarity(index, vectors, run.rows), _looked_up(words, run.rows))
 
 

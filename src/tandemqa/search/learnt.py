@@ -97,3 +97,24 @@ class Learnt(_Part):
             raise TandemError(
                 f"{bundle.folder / MANIFEST}: {field} is not valid ({first['msg']}); copy the bundle again."
             ) from error
+
+
+def doubt(bundle: Bundle) -> str | None:
+    """Why the bundle's re-ranker may rank worse than its retriever, and what to do; None where it was measured and
+    does not, or `tune` chose how to search."""
+    if bundle.about.get("tuned") is not None:
+        return None
+    metrics = bundle.about.get("metrics")
+    if metrics is None:
+        return (
+            f"The re-ranker of {bundle.folder} was never measured on dev questions and may rank worse than the "
+            "retriever alone (depth 0). Learn how to search with the two, and index again: tandemqa bundle "
+            f"--retriever {bundle.folder} --reranker {bundle.folder} --out BUNDLE --data DATA"
+        )
+    reranked, retrieved = (metrics["stages"][stage]["mrr@10"]["mean"] for stage in ("re-ranked", "retriever after"))
+    if reranked >= retrieved:
+        return None
+    return (
+        f"On the dev questions re-ranking made the ranking of {bundle.folder} worse (MRR@10 {reranked:.3f}, that of "
+        f"the retriever {retrieved:.3f}). Search with depth 0, or let `tandemqa tune` choose."
+    )

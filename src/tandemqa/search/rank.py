@@ -14,6 +14,9 @@ from tandemqa.index.lexical import LexicalIndex
 
 # Cormack, Clarke and Büttcher (SIGIR 2009) found 60 and little sensitivity to it.
 RRF_CONSTANT = 60
+# A hybrid is made of so many of each ranking, where it is learnt, measured and searched alike: how far a ranking goes
+# decides how its scores are scaled. Deep enough to find what only one of the two ranks high.
+FUSED = 100
 
 
 def retrieve(retriever: DualEncoder, index: DenseIndex, query_ids: list[str], queries: TokenIds, k: int) -> Run:

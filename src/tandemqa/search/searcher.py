@@ -1,6 +1,7 @@
 """Questions answered from an index: the first stage finds candidates, the re-ranker orders them."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from tandemqa.index.index import Index
 from tandemqa.lists.confidence import Calibration
 from tandemqa.search.candidates import Candidates, Mode, find
 from tandemqa.search.highlight import best_sentences
-from tandemqa.search.learnt import Learnt
+from tandemqa.search.learnt import Learnt, doubt
 from tandemqa.search.rank import blended, final_scores, reranker_scores
 from tandemqa.search.stopping import read_until_settled
 
@@ -92,6 +93,7 @@ class Searcher:
         self.index = index if isinstance(index, Index) else Index.open(index)
         self.bundle = self.index.load_bundle(bundle)
         self.learnt = Learnt.of(self.bundle)
+        self._doubt = doubt(self.bundle)
 
     def search(
         self,
@@ -122,7 +124,8 @@ class Searcher:
         so the hits behind it lose more than that (`search.stopping`; the bundle's curve is that of the mode "dense").
         Where one of the three is None, it is what `tune` chose for the bundle, else 50, "dense" and 0. `k` and
         `depth` are cut at the size of the index. A question that is empty or no Unicode text, and an option out of
-        its range, is a `TandemError`.
+        its range, is a `TandemError`. Where the bundle's re-ranker was not measured on dev, or ranked worse than the
+        retriever there, the first search that re-ranks warns of it.
         """
         usual = self.learnt.setting
         depth = usual.depth if depth is None else depth
@@ -145,6 +148,9 @@ class Searcher:
             raise TandemError(f"The index {self.index.folder} is empty: all its passages were deleted; add some.")
         if not questions:
             return []
+        if depth > 0 and self._doubt is not None:
+            warnings.warn(self._doubt, stacklevel=2)
+            self._doubt = None
         times = [time.perf_counter()]
         retriever = self.bundle.retriever
         queries = retriever.tokenize(questions)
