@@ -214,6 +214,15 @@ def test_a_share_of_the_gradient_reads_less_and_is_near_the_whole(tiny_model, te
     assert torch.cosine_similarity(exact, near, dim=0) > 0.9
 
 
+@pytest.mark.parametrize("keep", [1.0, 0.9])
+def test_a_process_without_a_list_in_a_step_adds_nothing(keep, tiny_model, texts, lists, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    objective = Listwise(*pair(tiny_model), texts, texts, lists, LOSS, 10**9, grad_keep=keep)
+    assert set(objective.backward(ROWS[:1]).values()) == {0}
+    assert gradients(objective.model) == {}
+
+
 def test_memory_does_not_grow_with_the_length_of_the_lists(tiny_model, texts, monkeypatch):
     """Bytes that the backward pass holds on to, lists of 32 against lists of 4, with parts as large as they come."""
     monkeypatch.setattr("tandemqa.training.batch.TOKEN_BUDGET", 4096)

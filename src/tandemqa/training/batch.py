@@ -116,7 +116,7 @@ def list_tokens(lists: TrainingLists, rows: npt.NDArray[np.int64], sides: Sides)
     return tokens
 
 
-def split_lists(tokens: npt.NDArray[np.int64], micro_tokens: int) -> Iterator[slice]:
+def split_lists(tokens: npt.NDArray[np.int64], micro_tokens: float) -> Iterator[slice]:
     """Cut a step's lists, of so many `tokens` each, into parts of at most `micro_tokens` or of one list, in order."""
     start = used = 0
     for place, cost in enumerate(tokens.tolist()):
