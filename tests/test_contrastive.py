@@ -94,6 +94,14 @@ def test_a_cut_batch_gives_the_gradient_of_the_whole(towers, dropout, tiny_model
     assert torch.equal(results[0][2], results[1][2]), "what follows draws the same random numbers"
 
 
+def test_processes_add_up_vectors_alone(tiny_model, texts, monkeypatch):
+    """Not what is missing for the re-ranker, which is on no GPU: NCCL would refuse it."""
+    summed = []
+    monkeypatch.setattr("tandemqa.processes.add_up", lambda tensors: summed.extend(map(len, tensors)))
+    objective(load(tiny_model), texts).backward(np.arange(6))
+    assert summed == [5, 8]
+
+
 def test_a_large_batch_holds_the_activations_of_one_part_at_a_time(tiny_model, texts, monkeypatch):
     monkeypatch.setattr("tandemqa.training.batch.TOKEN_BUDGET", 40)
     retriever = load(tiny_model)

@@ -38,7 +38,7 @@ def add_up(tensors: Sequence["Tensor"]) -> None:
         return
     import torch.distributed
 
-    _join()
+    join()
     try:
         for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
             work.wait()
@@ -60,7 +60,7 @@ def decided(value: bool) -> bool:
         return value
     import torch
 
-    _join()
+    join()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     answer = torch.tensor(int(value and is_main()), device=device)
     add_up([answer])
@@ -78,8 +78,11 @@ def main_first() -> Iterator[None]:
 
 
 @cache
-def _join() -> None:
-    """Meet the other processes: over NCCL with GPUs (never run by us: no GPU was at hand), else over Gloo."""
+def join() -> None:
+    """Meet the other processes, if there are any: over NCCL with GPUs (never run by us: no GPU was at hand), else over
+    Gloo. Each then has a GPU of its own as its current device, so that models are to be loaded after this."""
+    if count() == 1:
+        return
     import torch
     from accelerate import PartialState
 

@@ -72,7 +72,7 @@ class Contrastive:
         target, allowed = self._targets(rows)
         passes = Passes(self.model, batch, self.micro_tokens if self.grad_keep == 1 else 0)
         with torch.no_grad():
-            processes.add_up(passes.outputs)
+            processes.add_up([passes.outputs.queries, passes.outputs.passages])
         outputs = passes.outputs
         loss = contrastive_loss(outputs.queries, outputs.passages, target, allowed, self.temperature)
         loss.mean().backward()  # type: ignore[no-untyped-call]
