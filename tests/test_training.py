@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tandemqa.errors import TandemError
-from tandemqa.lists.build import NO_PASSAGE
+from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training import loop
 from tandemqa.training.batch import list_tokens, make_batch, split_lists
 from tandemqa.training.config import TrainingConfig
@@ -81,12 +81,17 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(models, texts, lists, 
             torch.testing.assert_close(gradient, other[name], atol=1e-6, rtol=1e-4)
 
 
-def test_a_passage_in_several_lists_is_encoded_once(models, texts, lists):
-    batch = make_batch(lists, np.array([4, 5]), (models[0], texts), None)
+def test_a_text_in_several_lists_is_encoded_once(models, texts, lists):
+    lists = TrainingLists(np.array([3, 1, 3], dtype=np.int32), lists.passages[[4, 5, 6]])
+    batch = make_batch(lists, np.arange(3), (models[0], texts), None)
     rows = sum(len(part.input_ids) for _, part in batch.passages)
-    assert rows == len(np.unique(lists.passages[[4, 5]]))
+    assert rows == len(np.unique(lists.passages)) < lists.passages.size
     assert sum(len(part.input_ids) for _, part in batch.queries) == 2
     assert batch.pairs == []
+    with torch.no_grad():
+        ours, _ = JointModel(models[0], None).eval()(batch)
+        expected, _ = scores_one_by_one(models, texts, lists, np.arange(3))
+    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
 
 
 def test_one_step_updates_both_models_and_every_weight_that_takes_part(models, texts, lists, tmp_path):

@@ -73,8 +73,8 @@ class Contrastive:
         passes = Passes(self.model, batch, self.micro_tokens if self.grad_keep == 1 else 0)
         with torch.no_grad():
             processes.add_up([passes.outputs.queries, passes.outputs.passages])
-        outputs = passes.outputs
-        loss = contrastive_loss(outputs.queries, outputs.passages, target, allowed, self.temperature)
+        queries, passages = passes.outputs.queries[batch.query_index.to(target.device)], passes.outputs.passages
+        loss = contrastive_loss(queries, passages, target, allowed, self.temperature)
         loss.mean().backward()  # type: ignore[no-untyped-call]
         passes.backward(self.grad_keep)
         if not torch.isfinite(loss).all():

@@ -89,8 +89,8 @@ class Terms(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What the encoders give for a batch of B lists of n candidates, vectors, float32: the queries' (B, d), those of
-    the distinct passages (P, d), and the re-ranker's of all pairs (B·n, d), 0 where there is none.
+    """What the encoders give for a batch of B lists of n candidates, vectors, float32: those of the distinct queries
+    (Q, d) and passages (P, d), and the re-ranker's of all pairs (B·n, d), 0 where there is none.
 
     Without rows for a model that takes no part.
     """
@@ -174,9 +174,10 @@ class JointModel(nn.Module):
         if self.retriever is not None:
             size, learns = self.retriever.size, self.retriever_learns
             behind = list(self.retriever.dense.parameters()) if learns else []
+            distinct_queries, distinct_passages = batch.distinct
             sides: dict[Tower, tuple[str, list[Part], int]] = {
-                "query": ("queries", batch.queries, len(batch.mask)),
-                "passage": ("passages", batch.passages, batch.distinct),
+                "query": ("queries", batch.queries, distinct_queries),
+                "passage": ("passages", batch.passages, distinct_passages),
             }
             for side, (name, parts, count) in sides.items():
                 tower = self.retriever.tower(side)
@@ -201,9 +202,10 @@ class JointModel(nn.Module):
         mask = batch.mask.to(self.device)
         retriever = reranker = torch.zeros(mask.shape, device=self.device)
         if self.retriever is not None:
+            queries = outputs.queries[batch.query_index.to(self.device)]
             passages = outputs.passages[batch.passage_index.to(self.device)]
             # Products in float32: bfloat16 keeps three digits, fewer than neighbouring cosines differ in.
-            retriever = torch.einsum("bd,bnd->bn", outputs.queries, passages).masked_fill(~mask, 0.0)
+            retriever = torch.einsum("bd,bnd->bn", queries, passages).masked_fill(~mask, 0.0)
         if self.reranker is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.reranker_learns):
                 reranker = self.reranker.scores(outputs.pairs).view(mask.shape).masked_fill(~mask, 0.0)
