@@ -112,6 +112,28 @@ def test_a_large_batch_holds_the_activations_of_one_part_at_a_time(tiny_model, t
     assert saved_bytes(1) < 0.5 * saved_bytes(10**9)
 
 
+@pytest.mark.parametrize(("tower", "row", "guilty"), [("passage", 8, 1), ("passage", 4, 4), ("query", 2, 2)])
+def test_a_text_that_is_not_finite_is_that_of_the_list_that_is_named(
+    tower, row, guilty, tiny_model, texts, monkeypatch
+):
+    """Though no question's loss is finite where a passage is not; and nothing of it reaches a gradient."""
+    retriever = load(tiny_model, towers="untied")
+    task = objective(retriever, texts)
+    word = 5
+    own = {"passage": texts.passages, "query": texts.queries}
+    own[tower] = [ids.copy() for ids in own[tower]]
+    for number, ids in enumerate(own[tower]):
+        ids[ids == word] = word + 1
+        ids[0] = word if number == row else ids[0]
+    task.texts = task.texts._replace(passages=own["passage"], queries=own["query"])
+    with torch.no_grad():
+        retriever.tower(tower).get_input_embeddings().weight[word] = float("nan")
+    with pytest.raises(FloatingPointError) as told:
+        task.backward(np.arange(6))
+    assert told.value.args == (guilty,)
+    assert gradients(retriever) == {}
+
+
 def test_training_puts_the_positive_first(tiny_model, texts, tmp_path):
     retriever = load(tiny_model)
     task = objective(retriever, texts, positives=[[0], [1], [2], [3], [4]])
