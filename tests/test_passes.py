@@ -4,6 +4,7 @@ import copy
 import math
 
 import numpy as np
+import one_pass
 import pytest
 import torch
 from conftest import held_at_most_by
@@ -50,9 +51,9 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def one_pass(model, batch):
+def whole_pass(model, batch):
     """The gradient by a single backward pass through everything, and the loss's gradient of all outputs."""
-    outputs = model.outputs(batch)
+    outputs = one_pass.outputs(model, batch)
     for output in outputs:
         output.retain_grad()
     terms = loss_terms(*model.scores(outputs, batch), batch.mask, LOSS)
@@ -89,7 +90,7 @@ def test_part_by_part_gives_the_gradient_of_the_whole(
 ):
     models = pair(tiny_model, dropout, towers)
     results = []
-    for run in (one_pass, lambda model, batch: by_parts(model, batch, kept_tokens=kept_tokens)):
+    for run in (whole_pass, lambda model, batch: by_parts(model, batch, kept_tokens=kept_tokens)):
         model = JointModel(*copy.deepcopy(models)).double().train()
         batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
         assert len(batch.pairs) > 3
@@ -153,10 +154,10 @@ def test_what_is_left_out_adds_up_to_the_share_that_may_be(tiny_model, texts, li
     """Against the gradient by hand: that of the kept outputs alone, chosen by sorting in numpy."""
     model = JointModel(*pair(tiny_model)).train()
     batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
-    _, sensitivities = one_pass(model, batch)
+    _, sensitivities = whole_pass(model, batch)
     for keep in (0.9, 0.5):
         model.zero_grad()
-        outputs = model.outputs(batch)
+        outputs = one_pass.outputs(model, batch)
         weighted = torch.zeros(())
         for output, sensitivity in zip(outputs, sensitivities, strict=True):
             norms = np.linalg.norm(sensitivity.reshape(len(sensitivity), -1).double().numpy(), axis=1)

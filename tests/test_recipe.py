@@ -31,15 +31,12 @@ def test_processes_meet_before_models_are_loaded(tiny_model, tiny_dataset, tmp_p
     events = []
     monkeypatch.setattr(processes, "join", lambda: events.append("join"))
 
-    class Stop(Exception):
-        pass
-
     def load(config):
         events.append("load")
-        raise Stop
+        raise InterruptedError
 
     monkeypatch.setattr(DualEncoder, "load", load)
-    with pytest.raises(Stop):
+    with pytest.raises(InterruptedError):
         train(tiny_dataset, tmp_path, load_recipe("quick", models(tiny_model)))
     assert events == ["join", "load"]
 

@@ -5,6 +5,7 @@ import json
 import signal
 
 import numpy as np
+import one_pass
 import pytest
 import torch
 
@@ -35,15 +36,15 @@ def scores_one_by_one(models, texts, lists, rows):
     ce = torch.zeros_like(de)
     for i, row in enumerate(rows):
         query = texts.queries[int(lists.query_rows[row])]
-        q = retriever(retriever.format.pad([retriever.frame(query, "query")]), "query")[0]
+        q = one_pass.vectors(retriever, retriever.format.pad([retriever.frame(query, "query")]), "query")[0]
         for j, passage_row in enumerate(lists.passages[row]):
             if passage_row == NO_PASSAGE:
                 continue
             passage = texts.passages[int(passage_row)]
-            p = retriever(retriever.format.pad([retriever.frame(passage, "passage")]), "passage")[0]
+            p = one_pass.vectors(retriever, retriever.format.pad([retriever.frame(passage, "passage")]), "passage")[0]
             ids, start = reranker.frame(query, passage)
             de[i, j] = q @ p
-            ce[i, j] = reranker(reranker.format.pad([ids], [start]))[0]
+            ce[i, j] = one_pass.pair_scores(reranker, reranker.format.pad([ids], [start]))[0]
     return de, ce
 
 
@@ -56,7 +57,7 @@ def test_forward_equals_scoring_every_pair_alone(models, texts, lists, monkeypat
     model = JointModel(*models).eval()
     rows = np.arange(10)
     with torch.no_grad():
-        ours = model(make_batch(lists, rows, (models[0], texts), (models[1], texts)))
+        ours = one_pass.scores(model, make_batch(lists, rows, (models[0], texts), (models[1], texts)))
         expected = scores_one_by_one(models, texts, lists, rows)
     for matrix, by_hand in zip(ours, expected, strict=True):
         torch.testing.assert_close(matrix, by_hand, atol=2e-5, rtol=1e-5)
@@ -72,7 +73,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(models, texts, lists, 
         model.zero_grad()
         for cut in split_lists(tokens, micro_tokens):
             batch = make_batch(lists, np.arange(10)[cut], *sides)
-            scores = model(batch)
+            scores = one_pass.scores(model, batch)
             (joint_loss(loss_terms(*scores, batch.mask, ALL_TERMS), ALL_TERMS).sum() / 10).backward()
         results.append(gradients(model))
     assert len(list(split_lists(tokens, 1))) == 10
@@ -89,7 +90,7 @@ def test_a_text_in_several_lists_is_encoded_once(models, texts, lists):
     assert sum(len(part.input_ids) for _, part in batch.queries) == 2
     assert batch.pairs == []
     with torch.no_grad():
-        ours, _ = JointModel(models[0], None).eval()(batch)
+        ours, _ = one_pass.scores(JointModel(models[0], None).eval(), batch)
         expected, _ = scores_one_by_one(models, texts, lists, np.arange(3))
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
 
@@ -127,7 +128,7 @@ def test_training_puts_the_positive_first(models, texts, lists, tmp_path):
     train(models, texts, lists, config, ALL_TERMS, 1, tmp_path)
     with torch.no_grad():
         batch = make_batch(lists, np.arange(10), (models[0], texts), (models[1], texts))
-        for scores in JointModel(*models).eval()(batch):
+        for scores in one_pass.scores(JointModel(*models).eval(), batch):
             best = scores.masked_fill(~batch.mask, -torch.inf).argmax(1)
             assert int((best == 0).sum()) >= 9
 

@@ -79,8 +79,10 @@ def main_first() -> Iterator[None]:
 
 @cache
 def join() -> None:
-    """Meet the other processes, if there are any: over NCCL with GPUs (never run by us: no GPU was at hand), else over
-    Gloo. Each then has a GPU of its own as its current device, so that models are to be loaded after this."""
+    """Meet the other processes: over NCCL with GPUs (never run by us: no GPU was at hand), else over Gloo.
+
+    Each then has a GPU of its own as its current device: models are to be loaded after this.
+    """
     if count() == 1:
         return
     import torch

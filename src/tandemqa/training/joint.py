@@ -11,7 +11,6 @@ from tandemqa.encoders.backbone import (
     Precision,
     autocast,
     device_of,
-    hidden_states,
     product_dtype,
     use_fast_attention,
 )
@@ -113,9 +112,10 @@ class Task(NamedTuple):
 
 
 class JointModel(nn.Module):
-    """Retriever and re-ranker as one module, so that one optimiser, one backward pass and one wrapper serve both.
+    """Retriever and re-ranker as one module, so that one optimiser and one loss serve both.
 
-    A model that is None takes no part; one that does not learn is scored without gradient.
+    `tasks` is its work on a batch, which `Passes` computes part by part; `scores` makes of the vectors what losses
+    see. A model that is None takes no part; one that does not learn is scored without gradient.
     """
 
     def __init__(
@@ -147,26 +147,6 @@ class JointModel(nn.Module):
     def autocast(self, remember: bool = False) -> Any:
         """bfloat16 where the precision says so and the processor computes in it."""
         return autocast(self.device, self.precision == "auto", remember)
-
-    def forward(self, batch: ListBatch) -> tuple[Tensor, Tensor]:
-        """Score matrices of the retriever and the re-ranker, float32 of shape (B, n) each, 0 at padding.
-
-        A model that takes no part gives zeros.
-        """
-        return self.scores(self.outputs(batch), batch)
-
-    def outputs(self, batch: ListBatch) -> Outputs:
-        """The encoders' vectors of a batch, with gradient where they learn."""
-        outputs = {}
-        with self.autocast(remember=True):
-            for name, task in self.tasks(batch).items():
-                with torch.set_grad_enabled(torch.is_grad_enabled() and task.learns):
-                    parts = [part.to(self.device) for _, part in task.parts]
-                    values = [task.pooled(hidden_states(task.encoder, part), part) for part in parts]
-                    places = torch.cat([rows for rows, _ in task.parts]).to(self.device)
-                    empty = values[0].new_zeros(task.shape)
-                    outputs[name] = empty.index_put((places,), torch.cat(values))
-        return Outputs(**outputs)
 
     def tasks(self, batch: ListBatch) -> dict[str, Task]:
         """The encoders' work on a batch, by the name of what it gives in `Outputs`."""
