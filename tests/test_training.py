@@ -8,6 +8,7 @@ import numpy as np
 import one_pass
 import pytest
 import torch
+from conftest import counted_steps
 
 from tandemqa.errors import TandemError
 from tandemqa.lists.build import NO_PASSAGE, TrainingLists
@@ -16,7 +17,7 @@ from tandemqa.training.batch import list_tokens, make_batch, split_lists
 from tandemqa.training.config import TrainingConfig
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 from tandemqa.training.listwise import Listwise
-from tandemqa.training.loop import fit
+from tandemqa.training.loop import Refresh, fit
 from tandemqa.training.optimizer import rate_share
 
 ALL_TERMS = LossConfig(kl_weight=1.0, reranker_weight=0.7, retriever_weight=0.3)
@@ -201,6 +202,38 @@ def test_ctrl_c_finishes_the_step_and_saves(models, texts, lists, tmp_path, monk
         train(models, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
     assert [path.name for path in (tmp_path / "b").glob("checkpoint-*")] == ["checkpoint-00000003.safetensors"]
     train(again, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
+    for name, value in JointModel(*straight).state_dict().items():
+        assert torch.equal(value, JointModel(*again).state_dict()[name]), name
+
+
+def test_a_signal_while_lists_are_made_anew_ends_the_training_behind_that(
+    models, texts, lists, tmp_path, monkeypatch, capfd
+):
+    config = TrainingConfig(epochs=2, batch_lists=4)
+
+    def run(pair, folder, signals=()):
+        task = Listwise(*pair, texts, texts, lists, ALL_TERMS, config.micro_tokens)
+        left = iter(signals)
+
+        def made(folder):
+            for number in next(left, ()):
+                signal.raise_signal(number)
+            return task
+
+        fit(task, config, 9, folder, "joint", Refresh(2, made))
+
+    straight, again = copy.deepcopy(models), copy.deepcopy(models)
+    run(straight, tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt, match="4 of 6 steps of joint are made and saved"):
+        run(models, tmp_path / "b", [[], [signal.SIGTERM]])
+    said = "Stopping after this step; once more stops at once, without saving.\n"
+    assert capfd.readouterr().err.count(said) == 1
+    done = counted_steps(monkeypatch)
+    with pytest.raises(KeyboardInterrupt) as told:
+        run(copy.deepcopy(models), tmp_path / "b", [[signal.SIGINT, signal.SIGINT]])
+    assert not told.value.args and capfd.readouterr().err.count(said) == 1
+    run(again, tmp_path / "b")
+    assert done == [4, 5]
     for name, value in JointModel(*straight).state_dict().items():
         assert torch.equal(value, JointModel(*again).state_dict()[name]), name
 

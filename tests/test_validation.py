@@ -3,12 +3,13 @@
 import copy
 import json
 import shutil
+import signal
 
 import numpy as np
 import one_pass
 import pytest
 import torch
-from conftest import whole
+from conftest import counted_steps, whole
 from sentence_transformers import CrossEncoder as TheirReranker
 from sentence_transformers import SentenceTransformer
 
@@ -26,7 +27,7 @@ from tandemqa.training.config import TrainingConfig
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 from tandemqa.training.listwise import Listwise
 from tandemqa.training.loop import fit
-from tandemqa.training.validation import Validation
+from tandemqa.training.validation import BestState, Validation
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -171,6 +172,36 @@ def test_the_best_state_outlasts_a_damaged_checkpoint(damaged, models, texts, li
     # Of the checkpoints, 12 and 10, one or both are gone: measured again are 12, or all but the start.
     run(again, texts, lists, tmp_path, script(values[-1:] if damaged == 1 else values[1:]))
     assert_same(weights(straight), weights(again))
+
+
+@pytest.mark.parametrize(("number", "made"), [(0, 0), (1, 2), (6, 12)], ids=["first", "midst", "last"])
+def test_a_signal_in_a_measurement_ends_the_training_behind_it(
+    number, made, models, texts, lists, tmp_path, monkeypatch
+):
+    values = [0.1, 0.2, 0.3, 0.1, 0.4, 0.3, 0.2]
+    straight, again = copy.deepcopy(models), copy.deepcopy(models)
+    run(straight, texts, lists, tmp_path / "a", script(values))
+    left = iter(enumerate(values[: number + 1]))
+
+    def figures():
+        place, value = next(left)
+        if place == number:
+            signal.raise_signal(signal.SIGTERM)
+        return {"score": value}
+
+    with pytest.raises(KeyboardInterrupt, match=f"{made} of 12 steps of joint are made and saved"):
+        run(models, texts, lists, tmp_path / "b", figures)
+    assert len(measured(tmp_path / "b")) == number + 1
+    done = counted_steps(monkeypatch)
+    run(again, texts, lists, tmp_path / "b", script(values[number + 1 :]))
+    assert len(done) == 12 - made
+    assert_same(weights(straight), weights(again))
+
+
+def test_a_signal_behind_the_last_step_is_not_lost(models, texts, lists, tmp_path, monkeypatch):
+    monkeypatch.setattr(BestState, "restore", lambda self: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        run(models, texts, lists, tmp_path, script([0.1] * 7))
 
 
 def test_a_damaged_best_state_is_named(models, texts, lists, tmp_path):

@@ -56,13 +56,18 @@ def wait() -> None:
 
 def decided(value: bool) -> bool:
     """The main process's `value`, in every process."""
+    return anywhere(value and is_main())
+
+
+def anywhere(value: bool) -> bool:
+    """Whether `value` is true in any process, in every process."""
     if count() == 1:
         return value
     import torch
 
     join()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    answer = torch.tensor(int(value and is_main()), device=device)
+    answer = torch.tensor(int(value), device=device)
     add_up([answer])
     return bool(answer)
 
