@@ -8,6 +8,7 @@ import one_pass
 import peft
 import pytest
 import torch
+from conftest import counted_steps
 from sentence_transformers import CrossEncoder as TheirReranker
 from sentence_transformers import SentenceTransformer
 
@@ -106,7 +107,9 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(towers, adapted, te
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
         patch.setattr(loop, "_step", step)
         run(killed, texts, lists, tmp_path / "b")
+    done = counted_steps(monkeypatch)
     run(again, texts, lists, tmp_path / "b")
+    assert done == list(range(4, 9)), "what was saved is not made again"
     for name, value in JointModel(*straight).state_dict().items():
         assert torch.equal(value, JointModel(*again).state_dict()[name]), name
 

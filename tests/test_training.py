@@ -159,9 +159,11 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(step, models, texts
         train(interrupted, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
     fresh = copy.deepcopy(models)
     fresh[1].dropout.p = 0.3
+    done = counted_steps(monkeypatch)
     train(fresh, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
     for name, value in JointModel(*straight).state_dict().items():
         assert torch.equal(value, JointModel(*fresh).state_dict()[name]), name
+    assert done == list(range(step, 9)), "what was saved is not made again"
     logs = [(tmp_path / folder / "log.jsonl").read_text().splitlines() for folder in "ab"]
     assert len(logs[0]) == len(logs[1]) == 9
 
@@ -178,7 +180,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert [path.stem for path in checkpoints] == ["checkpoint-00000005", "checkpoint-00000006"]
     for path in checkpoints[-damaged:]:
         path.write_bytes(path.read_bytes()[:1000])
+    done = counted_steps(monkeypatch)
     train(again, texts, lists, config, ALL_TERMS, 9, tmp_path)
+    assert done == ([5] if damaged == 1 else list(range(6)))
     assert capsys.readouterr().err.count("is damaged; training goes on from the one before it") == damaged
     for name, value in JointModel(*straight).state_dict().items():
         assert torch.equal(value, JointModel(*again).state_dict()[name]), name
@@ -201,7 +205,9 @@ def test_ctrl_c_finishes_the_step_and_saves(models, texts, lists, tmp_path, monk
         patch.setattr(loop, "_step", step)
         train(models, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
     assert [path.name for path in (tmp_path / "b").glob("checkpoint-*")] == ["checkpoint-00000003.safetensors"]
+    done = counted_steps(monkeypatch)
     train(again, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
+    assert done == [3, 4, 5]
     for name, value in JointModel(*straight).state_dict().items():
         assert torch.equal(value, JointModel(*again).state_dict()[name]), name
 

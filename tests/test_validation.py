@@ -153,7 +153,10 @@ def test_resuming_gives_the_best_state_of_the_uninterrupted_run(
             patch.setattr(loop.Checkpoints, "save", dying("save", save))
             run(again, texts, lists, tmp_path / "b", dying("figures", figures), patience=2)
     again = copy.deepcopy(models)
+    saved = max((int(path.stem[-8:]) for path in (tmp_path / "b").glob("checkpoint-*")), default=0)
+    done = counted_steps(monkeypatch)
     run(again, texts, lists, tmp_path / "b", losses(again, texts, lists), patience=2)
+    assert done == list(range(saved, len(steps(tmp_path / "a")))), "what was saved is not made again"
     assert_same(weights(straight), weights(again))
     assert [line["score"] for line in measured(tmp_path / "a")] == [
         line["score"] for line in measured(tmp_path / "b")
