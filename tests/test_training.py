@@ -168,9 +168,19 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(step, models, texts
     assert len(logs[0]) == len(logs[1]) == 9
 
 
+def cut_off(content):
+    return content[:1000]
+
+
+def with_zeros(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes(512) + content[middle + 512 :]
+
+
+@pytest.mark.parametrize("damage", [cut_off, with_zeros])
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    damaged, models, texts, lists, tmp_path, monkeypatch, capsys
+    damaged, damage, models, texts, lists, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     straight, again = copy.deepcopy(models), copy.deepcopy(models)
@@ -179,7 +189,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     checkpoints = sorted(tmp_path.glob("checkpoint-*"))
     assert [path.stem for path in checkpoints] == ["checkpoint-00000005", "checkpoint-00000006"]
     for path in checkpoints[-damaged:]:
-        path.write_bytes(path.read_bytes()[:1000])
+        path.write_bytes(damage(path.read_bytes()))
     done = counted_steps(monkeypatch)
     train(again, texts, lists, config, ALL_TERMS, 9, tmp_path)
     assert done == ([5] if damaged == 1 else list(range(6)))
