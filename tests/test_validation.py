@@ -177,6 +177,31 @@ def test_the_best_state_outlasts_a_damaged_checkpoint(damaged, models, texts, li
     assert_same(weights(straight), weights(again))
 
 
+def test_the_best_state_of_the_last_checkpoint_but_one_outlasts_a_kill_before_the_next(
+    models, texts, lists, tmp_path, monkeypatch
+):
+    """The checkpoint that the run falls back to has a best state that two others, newer ones, have outdone."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9)
+    straight, again = copy.deepcopy(models), copy.deepcopy(models)
+    values = [0.1, 0.2, 0.3, 0.4, 0, 0, 0]
+    run(straight, texts, lists, tmp_path / "a", script([0.1, 0.2, *[0] * 5]))
+    save = loop.Checkpoints.save
+
+    def dying(self, step):
+        if step == 6:
+            raise Killed
+        save(self, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop.Checkpoints, "save", dying)
+        run(models, texts, lists, tmp_path / "b", script(values))
+    assert [path.stem[-1] for path in sorted((tmp_path / "b").glob("checkpoint-*"))] == ["2", "4"]
+    last = tmp_path / "b" / "checkpoint-00000004.safetensors"
+    last.write_bytes(last.read_bytes()[:1000])
+    run(again, texts, lists, tmp_path / "b", script([0] * 5))
+    assert_same(weights(straight), weights(again))
+
+
 @pytest.mark.parametrize(("number", "made"), [(0, 0), (1, 2), (6, 12)], ids=["first", "midst", "last"])
 def test_a_signal_in_a_measurement_ends_the_training_behind_it(
     number, made, models, texts, lists, tmp_path, monkeypatch

@@ -43,12 +43,15 @@ class Checkpoints:
         self.optimizer = optimizer
 
     def save(self, step: int) -> None:
-        """Write the state after `step` steps, whole or not at all, and drop all but the one before."""
+        """Write the state after `step` steps, whole or not at all, and drop all but the one before.
+
+        So are the best states dropped that neither of the two goes back to.
+        """
         tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in self.model.named_parameters()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
         _save(self.folder / f"checkpoint-{step:08}.safetensors", tensors)
-        for path in _checkpoints(self.folder)[KEPT:]:
+        for path in [*_checkpoints(self.folder)[KEPT:], *best_weights(self.folder)[KEPT:]]:
             path.unlink()
 
     def load(self) -> int:
