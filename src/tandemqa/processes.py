@@ -4,6 +4,7 @@ What is the same for all (files, messages, everything but training itself) is do
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # The others wait this long for what the main one does alone, such as mining.
 PATIENCE = timedelta(days=2)
+# How Gloo and NCCL say that another process is gone.
+LOST = re.compile("closed by peer|reset by peer|broken pipe|remote process exited", re.IGNORECASE)
 
 
 def count() -> int:
@@ -43,8 +46,10 @@ def add_up(tensors: Sequence["Tensor"]) -> None:
         for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
             work.wait()
     except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
         raise TandemError(
-            "Another process of this training has stopped (its own message says why); "
+            "Another process of this training has stopped (if it could say why, that stands near this message); "
             "give the same command again, it goes on from the last checkpoint."
         ) from error
 
