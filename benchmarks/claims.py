@@ -3,11 +3,12 @@
     python benchmarks/claims.py run --work WORK [--sets medquad] [--backbones three] [--cells main] [--seeds 0 1 2]
     python benchmarks/claims.py table --work WORK
 
-`run` trains and measures cell by cell, each in a process of its own, and goes on where it was: what is measured is
-not done again, and a killed cell goes on from its last checkpoint. Main cells come first, with the first seed, then
-all others, then the next seed. `--cells` takes names, or `main` or `all`; what they need is run before them. `table`
-writes claims.md and plots into benchmarks/results/claims. Only dev questions are measured. The cells `st` need the
-extra `data`.
+`run` trains and measures cell by cell, each in a process of its own, and goes on where it was: what has been
+measured, here or elsewhere, lies in benchmarks/results/claims/cells and is not done again, unless a cell is to start
+from a bundle that is not here; a killed cell goes on from its last checkpoint. Main cells come first, with the first
+seed, then all others, then the next seed. `--cells` takes names, or `main` or `all`; what they need is run before
+them. `table` writes claims.md and plots into benchmarks/results/claims. Only dev questions are measured. The cells
+`st` need the extra `data`.
 
 --smoke: every cell on a handful of questions and short texts, in two steps: whether all of it works.
 """
@@ -43,7 +44,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--cells", default="all", help="names with commas between, or `main`, or `all`")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--smoke", action="store_true", help="all of it, tiny")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "claims", help="for the table")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results" / "claims", help="for figures and the table"
+    )
     return parser
 
 
@@ -53,13 +56,14 @@ def run(options: argparse.Namespace) -> None:
     for name in options.sets:
         for backbone in options.backbones:
             place = place_of(options, name, backbone)
-            jobs = [job for job in queue(chosen(options.cells), options.seeds) if not place.done(job)]
+            queued = queue(chosen(options.cells), options.seeds)
+            again = {other for job in queued if not place.done(job) for other in place.missing_for(job)}
+            jobs = [job for job in queued if job in again or not place.done(job)]
             started = time.monotonic()
             for number, job in enumerate(jobs, 1):
                 title = f"{name} {backbone} {job.name}"
                 print(f"{title}: {number} of {len(jobs)}", flush=True)
-                missing = [other for other in job.needs if not place.done(other)]
-                if missing:
+                if missing := place.missing_for(job):
                     print(f"left out: it needs {', '.join(other.name for other in missing)}", flush=True)
                     failed.append(title)
                     continue
@@ -74,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
 def child(options: argparse.Namespace, name: str, backbone: str, job: Job) -> list[str]:
     """The command that runs one cell."""
     told = ["cell", "--work", str(options.work), "--data", str(options.data), "--sets", name, "--backbones", backbone]
-    told += ["--cells", job.cell.name, "--seeds", str(job.seed)]
+    told += ["--cells", job.cell.name, "--seeds", str(job.seed), "--out", str(options.out)]
     return [sys.executable, __file__, *told, *(["--smoke"] if options.smoke else [])]
 
 
@@ -101,7 +105,10 @@ def place_of(options: argparse.Namespace, name: str, backbone: str) -> "Place":
     from claims.place import Place
 
     work = options.work.resolve()
-    return Place(work / "smoke" if options.smoke else work, options.data.resolve(), name, backbone, options.smoke)
+    results = options.out.resolve()
+    if options.smoke:
+        work = results = work / "smoke"
+    return Place(work, results, options.data.resolve(), name, backbone, options.smoke)
 
 
 def chosen(told: str) -> list[str]:

@@ -1,10 +1,10 @@
 """What bfloat16 and int8 cost in ranking, against float32.
 
-    python benchmarks/precision.py DATA --bundle BUNDLE [--questions 300] [--passages 20000]
+    python benchmarks/precision.py DATA --bundle BUNDLE [--split dev] [--questions 300] [--passages 20000]
 
-On dev questions drawn at random and the passages that are relevant to them, filled up with others drawn at random.
-Three stages: the retriever over all of these passages; the re-ranker by its own score alone, on the 50 that the
-retriever finds in float32; and both in one precision with the bundle's learnt weight, as search does. int8 is
+On questions of a split drawn at random and the passages that are relevant to them, filled up with others drawn at
+random. Three stages: the retriever over all of these passages; the re-ranker by its own score alone, on the 20 that
+the retriever finds in float32; and both in one precision with the bundle's learnt weight, as search does. int8 is
 calibrated on a copy of the bundle, on questions and passages that are not measured where there are any. Prints a
 table: nDCG@10 and MRR@10, and their relative differences to float32 with 95 % intervals by a paired bootstrap over
 questions.
@@ -32,7 +32,7 @@ EXACT = "float32"
 # What else is measured, by the name of its precision in the package; "auto" is bfloat16 where the processor has it.
 FAST = {"bfloat16": "auto", "int8": "int8"}
 METRICS = ("ndcg@10", "mrr@10")
-DEPTH = 50
+DEPTH = 20
 RESAMPLES = 10_000
 CALIBRATED_ON = 500
 
@@ -43,7 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="a folder in BEIR layout")
     parser.add_argument("--bundle", required=True, help="a trained pair")
-    parser.add_argument("--questions", type=int, default=300, help="dev questions drawn at random")
+    parser.add_argument("--split", default="dev", help="whose questions")
+    parser.add_argument("--questions", type=int, default=300, help="questions drawn at random")
     parser.add_argument(
         "--passages", type=int, default=20_000, help="passages to search in, the relevant ones included"
     )
@@ -52,7 +53,7 @@ def main() -> None:
         raise SystemExit("This processor lacks bfloat16 or int8 (AVX512-BF16, AVX512-VNNI); measure on another.")
 
     dataset, generator = load_dataset(options.data), np.random.default_rng(0)
-    judged = dataset.judged("dev")
+    judged = dataset.judged(options.split)
     drawn = generator.permutation(counted_queries(judged))[: options.questions]
     qrels = {str(query): judged[str(query)] for query in drawn}
     questions = [dataset.queries[query] for query in qrels]
@@ -65,7 +66,7 @@ def main() -> None:
         bundle, learnt = copy_of(options.bundle, Path(folder) / "bundle"), Learnt.of(Bundle.load(options.bundle))
         bundle.calibrate(unasked[:CALIBRATED_ON], unread)
         measured = stages(bundle, learnt.blend, questions, passages, qrels, ids)
-    print(f"{len(qrels):,} dev questions, {len(ids):,} passages, {DEPTH} re-ranked\n")
+    print(f"{len(qrels):,} {options.split} questions, {len(ids):,} passages, {DEPTH} re-ranked\n")
     print(table(measured))
 
 

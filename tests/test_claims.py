@@ -11,7 +11,8 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from claims.cells import CELLS, bundles, needed, queue
+from claims.cells import CELLS, Job, bundles, needed, queue
+from claims.place import Place
 from claims.statements import CLAIMS
 from claims.verdicts import Claim, Comparison, Outcome, advice, compared, how, judge, outcomes_of, together
 
@@ -20,7 +21,7 @@ SEEDS, QUESTIONS = 3, 200
 
 def result(values: NDArray[np.float64], seconds: float = 60.0) -> dict[str, Any]:
     """A cell's file in which every stage has the same values."""
-    stages = {stage: {"mrr@10": values.tolist()} for stage in ("retriever", "reranker", "pair")}
+    stages = dict.fromkeys(("retriever", "reranker", "pair"), values)
     return {"about": {"seconds": seconds}, "values": stages}
 
 
@@ -47,7 +48,7 @@ def test_difference_interval_and_p_are_those_of_scipy_on_the_seeds_means() -> No
     assert outcome is not None
     by_seed = np.array(
         [
-            np.subtract(*(results[name, seed]["values"]["retriever"]["mrr@10"] for name in ("dynamic", "none")))
+            np.subtract(*(results[name, seed]["values"]["retriever"] for name in ("dynamic", "none")))
             for seed in range(SEEDS)
         ]
     )
@@ -150,3 +151,17 @@ def test_the_queue_puts_what_a_cell_needs_before_it_and_main_cells_first() -> No
     assert [cell.main for cell in first] == sorted((cell.main for cell in first), reverse=True)
     assert [job.name for job in queue(["strong-static"], [5])] == ["warm-5", "strong-5", "strong-static-5"]
     assert bundles() == {"none", "warm", "strong"}
+
+
+def test_a_cells_file_keeps_the_means_of_all_metrics_and_each_questions_mrr(tmp_path: Path) -> None:
+    place, job = Place(tmp_path / "work", tmp_path / "results", tmp_path, "medquad", "three"), Job(CELLS["none"], 1)
+    reciprocal = np.array([1.0, 0.0, 1 / 3, 0.1, 1 / 7])
+    recall = np.array([1.0, 0.0, 0.5, 1.0, 1.0])
+    assert not place.done(job)
+    place.save(job, {"pair": {"mrr@10": reciprocal, "recall@20": recall}}, {"seconds": 3.0})
+    assert place.done(job) and place.missing_for(Job(CELLS["static-trained"], 1)) == [job], "its bundle is not here"
+    loaded = place.load(job)
+    assert (loaded["values"]["pair"] == reciprocal).all() and loaded["about"]["seconds"] == 3.0
+    assert loaded["means"]["pair"] == pytest.approx({"mrr@10": reciprocal.mean(), "recall@20": 0.7}, abs=1e-6)
+    (place.run(job) / "bundle").mkdir(parents=True)
+    assert place.missing_for(Job(CELLS["static-trained"], 1)) == []

@@ -11,6 +11,7 @@ RECIPE = "quick"
 REFERENCE = ("loss.retriever_weight=0", "lists.depth=30", "evaluation.split=null")
 STEPS = 100
 DEPTH = 20  # candidates that are re-ranked
+METRIC = "mrr@10"  # what verdicts go by
 
 STATIC = ("loss.reranker_weight=0", "loss.kl_reranker_gradient=false")
 NONE = ("loss.kl_weight=0", "loss.retriever_weight=1")
@@ -157,15 +158,19 @@ class Job(NamedTuple):
         return [Job(other, self.seed if other.seeded else 0) for other in others]
 
 
+def started_from(cell: Cell) -> tuple[str, ...]:
+    """The cells whose bundles this one starts from."""
+    return tuple(name for name in CELLS if any(f"{{{name}}}" in setting for setting in cell.settings))
+
+
 def needed(cell: Cell) -> tuple[str, ...]:
     """The cells that must be there before this one."""
-    named = tuple(name for name in CELLS if any(f"{{{name}}}" in setting for setting in cell.settings))
-    return (*named, *cell.after)
+    return (*started_from(cell), *cell.after)
 
 
 def bundles() -> set[str]:
     """The cells whose bundles others start from."""
-    return {name for cell in CELLS.values() for name in needed(cell) if name not in cell.after}
+    return {name for cell in CELLS.values() for name in started_from(cell)}
 
 
 def queue(names: Collection[str], seeds: Sequence[int]) -> list[Job]:

@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from claims.cells import BACKBONES, CELLS, DEPTH, SETS, STEPS
+from claims.cells import BACKBONES, CELLS, DEPTH, SETS, STEPS, Job
 from claims.measure import METRICS, STAGES
 from claims.place import Place
 from claims.statements import CLAIMS
-from claims.verdicts import METRIC, Outcome, Results, Verdict, advice, by_seed, outcomes_of, together
+from claims.verdicts import Outcome, Results, Verdict, advice, by_seed, outcomes_of, together
 from tandemqa.evaluation.metrics import bootstrap_interval
-from tandemqa.files import read_json, whole_file
+from tandemqa.files import whole_file
 from tandemqa.report.plots import BLUE, ORANGE, STYLE
 
 COLOURS: dict[Verdict, str] = {"holds": BLUE, "does not hold here": ORANGE, "undecided": "#777777"}
@@ -25,11 +25,10 @@ STRENGTHS = {"a quarter": "weak-", "all drawn": "", "whole set": "strong-"}
 def read_results(place: Place) -> Results:
     """The cells that have been measured, with their present settings."""
     found = {}
-    for path in sorted((place.folder / "cells").glob("*.json")):
+    for path in sorted(place.result(Job(CELLS["base"], 0)).parent.glob("*.json")):
         name, _, seed = path.stem.rpartition("-")
-        result = read_json(path)
-        if name in CELLS and result["about"]["cell"] == place.identity(CELLS[name]):
-            found[name, int(seed)] = result
+        if name in CELLS and place.done(job := Job(CELLS[name], int(seed))):
+            found[name, int(seed)] = place.load(job)
     return found
 
 
@@ -141,12 +140,13 @@ def _figures(results: Results) -> list[str]:
             seeds = sorted(seed for other, seed in results if other == name)
             if not seeds or stage not in results[name, seeds[0]]["values"]:
                 continue
-            means = {
-                metric: np.mean([results[name, seed]["values"][stage][metric] for seed in seeds], axis=0)
+            low, high = bootstrap_interval(
+                np.mean([results[name, seed]["values"][stage] for seed in seeds], axis=0), 0
+            )
+            figures = [
+                f"{np.mean([results[name, seed]['means'][stage][metric] for seed in seeds]):.3f}"
                 for metric in METRICS
-            }
-            low, high = bootstrap_interval(means[METRIC], 0)
-            figures = [f"{values.mean():.3f}" for values in means.values()]
+            ]
             figures[0] += f" ({low:.3f} to {high:.3f})"
             seconds = [results[name, seed]["about"].get("seconds", 0.0) for seed in seeds]
             minutes = f"{np.mean(seconds) / 60:.1f}" if any(seconds) else ""

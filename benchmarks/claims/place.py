@@ -12,7 +12,20 @@ import torch
 from variants import write_part
 
 from claims import cells
-from claims.cells import CELLS, RECIPE, REFERENCE, SETS, SMOKE, STEPS, Cell, DataSet, Job, needed
+from claims.cells import (
+    CELLS,
+    METRIC,
+    RECIPE,
+    REFERENCE,
+    SETS,
+    SMOKE,
+    STEPS,
+    Cell,
+    DataSet,
+    Job,
+    needed,
+    started_from,
+)
 from tandemqa import Dataset, load_dataset, load_recipe
 from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run
@@ -27,9 +40,10 @@ from tandemqa.search.rank import retrieve
 
 @dataclass(frozen=True)
 class Place:
-    """The cells of the set `name` on a backbone, under `work`; `data` is the folder of the sets."""
+    """The cells of the set `name` on a backbone: runs under `work`, figures under `results`; `data` has the sets."""
 
     work: Path
+    results: Path
     data: Path
     name: str
     backbone: str
@@ -44,7 +58,7 @@ class Place:
         return SMOKE if self.smoke else SETS[self.name]
 
     def result(self, job: Job) -> Path:
-        return self.folder / "cells" / f"{job.name}.json"
+        return self.results / "cells" / f"{self.name}-{self.backbone}" / f"{job.name}.json"
 
     def run(self, job: Job) -> Path:
         return self.folder / "runs" / job.name
@@ -53,6 +67,15 @@ class Place:
         """Whether the cell has been measured, with its present settings."""
         path = self.result(job)
         return path.exists() and bool(read_json(path)["about"]["cell"] == self.identity(job.cell))
+
+    def missing_for(self, job: Job) -> list[Job]:
+        """What must be run before a cell can be: what is not measured, or not here and to be started from."""
+        starts = {CELLS[name] for name in started_from(job.cell)}
+        return [
+            other
+            for other in job.needs
+            if not self.done(other) or (other.cell in starts and not (self.run(other) / "bundle").exists())
+        ]
 
     def identity(self, cell: Cell) -> dict[str, Any]:
         """What a cell's figures depend on, besides code, data and seed."""
@@ -132,13 +155,27 @@ class Place:
         return Run(self.query_ids, rows, -np.broadcast_to(np.arange(rows.shape[1]), rows.shape).astype(np.float32))
 
     def save(self, job: Job, values: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
-        """Write a cell's figures: stage -> metric -> a value for each dev question, and how they came about."""
+        """Write a cell's figures and how they came about: of each stage the means of all metrics, and of each dev
+        question the rank of its first relevant passage, 0 where there is none among the first ten."""
         told = {"cell": self.identity(job.cell), "seed": job.seed, "set": self.name, "backbone": self.backbone}
-        rounded = {
-            stage: {metric: np.round(each, 9).tolist() for metric, each in metrics.items()}
+        means = {
+            stage: {metric: round(float(np.mean(each)), 6) for metric, each in metrics.items()}
             for stage, metrics in values.items()
         }
-        write_json(self.result(job), {"about": told | about | surroundings(), "values": rounded})
+        ranks = {stage: " ".join(map(str, ranks_of(metrics[METRIC]))) for stage, metrics in values.items()}
+        write_json(self.result(job), {"about": told | about | surroundings(), "means": means, "ranks": ranks})
+
+    def load(self, job: Job) -> dict[str, Any]:
+        """A cell's file, with "values": stage -> MRR@10 of each dev question, float64 (N,)."""
+        result: dict[str, Any] = read_json(self.result(job))
+        ranks = {stage: np.array(each.split(), dtype=np.float64) for stage, each in result.pop("ranks").items()}
+        values = {stage: np.divide(1, each, where=each > 0, out=np.zeros_like(each)) for stage, each in ranks.items()}
+        return result | {"values": values}
+
+
+def ranks_of(reciprocals: np.ndarray) -> list[int]:
+    """The ranks behind values of MRR@10, 0 for 0."""
+    return [round(1 / each) if each else 0 for each in np.asarray(reciprocals).tolist()]
 
 
 def with_positives(top: np.ndarray, qrels: Qrels, row: dict[str, int]) -> np.ndarray:

@@ -28,7 +28,7 @@ def run_job(place: Place, job: Job) -> None:
     if job.cell.kind == "sentence-transformers":
         from claims.today import train_today  # needs the extra `data`
 
-        budget = read_json(place.result(Job(CELLS["dynamic"], job.seed)))["about"]["seconds"]
+        budget = place.load(Job(CELLS["dynamic"], job.seed))["about"]["seconds"]
         bundle, work = train_today(place, job, budget, mine_twice=job.cell.name == "st-mined-twice")
         values, rates = measure_pair(place, bundle.retriever, bundle.reranker)
         about = {"seconds": round(sum(work.values()), 1), "work": work, "budget": budget, "rates": rates}
@@ -83,7 +83,7 @@ def work_of(place: Place, job: Job, rates: dict[str, float]) -> dict[str, float]
     measured afterwards."""
     work: dict[str, float] = {}
     for name in needed(job.cell):
-        work |= read_json(place.result(Job(CELLS[name], job.seed)))["about"]["work"]
+        work |= place.load(Job(CELLS[name], job.seed))["about"]["work"]
     mining = len(place.dataset.passages) / rates["passages a second"]
     for path in sorted((place.run(job) / "stages").glob("*/stage.json")):
         folder, seconds = path.parent, 0.0

@@ -18,10 +18,9 @@ Verdict = Literal["holds", "does not hold here", "undecided"]
 # A gain of less than a point of MRR@10 is none that a user should pay for.
 WORTHWHILE = 0.01
 SIGNIFICANT = 0.05
-METRIC = "mrr@10"
 
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
-"""(cell, seed) -> its file: `about`, and `values` by stage and metric."""
+"""(cell, seed) -> its file: `about`, `means` by stage and metric, and `values` by stage, of `METRIC`."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +105,10 @@ def compared(comparison: Comparison, results: Results) -> Outcome | None:
     )
 
 
-def by_seed(results: Results, cell: str, stage: str, metric: str = METRIC) -> dict[int, npt.NDArray[np.float64]]:
+def by_seed(results: Results, cell: str, stage: str) -> dict[int, npt.NDArray[np.float64]]:
     """The values of a cell's stage for each seed; a cell that knows no seeds has the same with all of them."""
     found = {
-        seed: np.array(result["values"][stage][metric])
+        seed: np.array(result["values"][stage])
         for (name, seed), result in results.items()
         if name == cell and stage in result["values"]
     }
