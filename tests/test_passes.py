@@ -1,4 +1,5 @@
-"""Part by part, once or twice, on one thread or several: the gradient of the whole; what is left out is bounded."""
+"""Part by part, once or twice, on one thread or several: the gradient of the whole; and what
+stands for the whole where not all is carried back."""
 
 import copy
 import math
@@ -18,7 +19,7 @@ from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training.batch import make_batch
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 from tandemqa.training.listwise import Listwise
-from tandemqa.training.passes import Passes
+from tandemqa.training.passes import Passes, _weights
 
 LOSS = LossConfig(kl_weight=1.0, reranker_weight=0.7, retriever_weight=0.3)
 ROWS = np.arange(6)
@@ -150,29 +151,50 @@ def test_work_is_shared_out_whole_and_evenly(costs, threads):
         assert max(totals) <= sum(costs) / threads + max(costs)
 
 
-def test_what_is_left_out_adds_up_to_the_share_that_may_be(tiny_model, texts, lists):
-    """Against the gradient by hand: that of the kept outputs alone, chosen by sorting in numpy."""
+def test_the_rows_that_hold_the_share_of_the_squares_count_once_and_all_others_in_expectation():
+    gradient = torch.from_numpy(np.random.default_rng(3).lognormal(sigma=2, size=(200, 1)) * np.ones((1, 8)) / 8)
+    gradient[7] = 0
+    norms = np.linalg.norm(gradient.numpy(), axis=1)
+    order = np.argsort(-norms)
+    sure = order[: 1 + int(np.searchsorted(np.cumsum(norms[order] ** 2), 0.9 * np.sum(norms**2)))]
+    torch.manual_seed(0)
+    drawn = np.stack([_weights(gradient, 0.9).numpy() for _ in range(4000)])
+    assert (drawn[:, sure] == 1).all() and (drawn[:, 7] == 0).all()
+    chances = np.minimum(1, norms / norms[sure].min())
+    others = np.setdiff1d(np.flatnonzero(norms), sure)
+    assert len(others) > 100 and chances.sum() < 60
+    weighed = drawn[:, others]
+    assert np.allclose(np.where(weighed > 0, weighed * chances[others], 1), 1)
+    # Four standard errors of a mean of draws; the whole sum, too.
+    assert (np.abs(weighed.mean(0) - 1) < 4 * np.sqrt((1 / chances[others] - 1) / 4000) + 1e-9).all()
+    error = np.sqrt(np.sum(norms[others] ** 2 * (1 / chances[others] - 1)) / 4000)
+    assert abs(float((drawn @ norms).mean() - norms.sum())) < 4 * error
+
+
+def test_what_is_carried_back_is_the_gradient_of_the_rows_by_their_weights(tiny_model, texts, lists, monkeypatch):
+    """Against the gradient of a weighted sum of all outputs, by a single backward pass."""
     model = JointModel(*pair(tiny_model)).train()
     batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
     _, sensitivities = whole_pass(model, batch)
+    used = []
+
+    def weights(gradient, keep):
+        used.append(_weights(gradient, keep))
+        return used[-1]
+
+    monkeypatch.setattr("tandemqa.training.passes._weights", weights)
     for keep in (0.9, 0.5):
         model.zero_grad()
-        outputs = one_pass.outputs(model, batch)
-        weighted = torch.zeros(())
-        for output, sensitivity in zip(outputs, sensitivities, strict=True):
-            norms = np.linalg.norm(sensitivity.reshape(len(sensitivity), -1).double().numpy(), axis=1)
-            order = np.argsort(norms)
-            dropped = order[np.cumsum(norms[order]) <= (1 - keep) * norms.sum()]
-            assert len(dropped) > 0
-            kept = torch.ones(len(norms))
-            kept[dropped] = 0.0
-            weighted = weighted + (output * sensitivity * kept.view(-1, *[1] * (output.ndim - 1))).sum()
-        weighted.backward()
-        expected = gradients(model)
-        model.zero_grad()
+        used.clear()
+        torch.manual_seed(1)
         actual, tokens = by_parts(model, batch, keep)
         assert tokens < batch.tokens()[1]
-        for name, gradient in expected.items():
+        model.zero_grad()
+        outputs = one_pass.outputs(model, batch)
+        sums = [(o * s * w[:, None]).sum() for o, s, w in zip(outputs, sensitivities, used, strict=True)]
+        sum(sums).backward()
+        assert len(used) == 3 and any((w == 0).any() for w in used) and any((w > 1).any() for w in used)
+        for name, gradient in gradients(model).items():
             torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6)
 
 
