@@ -260,6 +260,20 @@ def lists() -> Any:
     return TrainingLists(np.arange(10, dtype=np.int32), passages)
 
 
+def counted_steps(patch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the steps that are made from here on."""
+    from tandemqa.training import loop
+
+    made, whole = [], loop._step
+
+    def step(*arguments: Any) -> Any:
+        made.append(arguments[-1])
+        return whole(*arguments)
+
+    patch.setattr(loop, "_step", step)
+    return made
+
+
 def held_at_most_by(run: Callable[[], object]) -> int:
     """The most bytes that backward passes have in store at a time while `run` runs."""
     import torch

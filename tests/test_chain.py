@@ -12,18 +12,20 @@ import torch
 from conftest import WHOLE, whole
 
 import tandemqa
+from tandemqa import processes
 from tandemqa.data.dataset import load_dataset
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
 from tandemqa.evaluation.stages import rank_stages
 from tandemqa.files import read_json
 from tandemqa.lists.build import TrainingLists, Verdict
-from tandemqa.recipe import stage
+from tandemqa.recipe import chain, stage
 from tandemqa.recipe.config import load_recipe
 from tandemqa.recipe.explain import explain
 from tandemqa.recipe.plan import plan, runs
 from tandemqa.recipe.train import train
 from tandemqa.search.learnt import Learnt
+from tandemqa.training.validation import BestState
 
 STAGES = [
     "warm_retriever",
@@ -73,6 +75,22 @@ def test_changed_code_runs_the_stages_it_belongs_to_and_all_that_follow(
     assert [name for name, each in planned.items() if not each.runs] == ["warm_retriever"]
     assert planned["mine"].why == "this version of the program computes it with other code"
     assert "its input mine changes" in planned["lists"].why and "code" not in planned["lists"].why
+
+
+def test_processes_meet_between_the_best_state_and_the_removal_of_what_led_to_it(
+    tiny_model, tiny_dataset, tmp_path, monkeypatch
+):
+    events = []
+
+    def noted(name, do):
+        return lambda *arguments: (events.append(name), do(*arguments))[1]
+
+    monkeypatch.setattr(BestState, "restore", noted("restore", BestState.restore))
+    monkeypatch.setattr(chain, "remove_checkpoints", noted("remove", chain.remove_checkpoints))
+    monkeypatch.setattr(processes, "wait", noted("wait", processes.wait))
+    train(tiny_dataset, tmp_path, whole(tiny_model, "rounds=1", "evaluation.split=null"))
+    behind = events[events.index("restore") + 1 :]
+    assert behind[: behind.index("remove")] == ["wait"]
 
 
 def test_what_is_finished_is_not_run_again(finished, tiny_model, tiny_dataset, monkeypatch):

@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import one_pass
 import pytest
 import torch
 from conftest import held_at_most_by
@@ -53,16 +54,13 @@ def test_every_passage_of_the_batch_is_a_negative_but_no_positive_and_no_copy_of
     same_text = np.arange(40, dtype=np.int64)
     same_text[8] = same_text[2]  # passage 8 reads like passage 2, the positive of question 2
     record = objective(retriever, texts, same_text=same_text).backward(np.arange(6))
-    # By hand, each text alone in a batch.
+
+    def alone(text, tower):
+        return one_pass.vectors(retriever, retriever.format.pad([retriever.frame(text, tower)]), tower)[0]
+
     with torch.no_grad():
-        q = {
-            i: retriever(retriever.format.pad([retriever.frame(texts.queries[i], "query")]), "query")[0]
-            for i in range(5)
-        }
-        p = {
-            i: retriever(retriever.format.pad([retriever.frame(texts.passages[i], "passage")]), "passage")[0]
-            for i in (0, 1, 2, 3, 4, 7, 8, 9)
-        }
+        q = {i: alone(texts.queries[i], "query") for i in range(5)}
+        p = {i: alone(texts.passages[i], "passage") for i in (0, 1, 2, 3, 4, 7, 8, 9)}
     columns = [0, 1, 2, 3, 4, 7, 8, 9]
     forbidden = {0: {0, 5}, 1: {1}, 2: {2, 8}, 3: {3}, 4: {4}}
     losses = []
@@ -94,6 +92,14 @@ def test_a_cut_batch_gives_the_gradient_of_the_whole(towers, dropout, tiny_model
     assert torch.equal(results[0][2], results[1][2]), "what follows draws the same random numbers"
 
 
+def test_processes_add_up_vectors_alone(tiny_model, texts, monkeypatch):
+    """Not what is missing for the re-ranker, which is on no GPU: NCCL would refuse it."""
+    summed = []
+    monkeypatch.setattr("tandemqa.processes.add_up", lambda tensors: summed.extend(map(len, tensors)))
+    objective(load(tiny_model), texts).backward(np.arange(6))
+    assert summed == [5, 8]
+
+
 def test_a_large_batch_holds_the_activations_of_one_part_at_a_time(tiny_model, texts, monkeypatch):
     monkeypatch.setattr("tandemqa.training.batch.TOKEN_BUDGET", 40)
     retriever = load(tiny_model)
@@ -102,6 +108,28 @@ def test_a_large_batch_holds_the_activations_of_one_part_at_a_time(tiny_model, t
         return held_at_most_by(lambda: objective(retriever, texts, micro_tokens).backward(np.arange(6)))
 
     assert saved_bytes(1) < 0.5 * saved_bytes(10**9)
+
+
+@pytest.mark.parametrize(("tower", "row", "guilty"), [("passage", 8, 1), ("passage", 4, 4), ("query", 2, 2)])
+def test_a_text_that_is_not_finite_is_that_of_the_list_that_is_named(
+    tower, row, guilty, tiny_model, texts, monkeypatch
+):
+    """Though no question's loss is finite where a passage is not; and nothing of it reaches a gradient."""
+    retriever = load(tiny_model, towers="untied")
+    task = objective(retriever, texts)
+    word = 5
+    own = {"passage": texts.passages, "query": texts.queries}
+    own[tower] = [ids.copy() for ids in own[tower]]
+    for number, ids in enumerate(own[tower]):
+        ids[ids == word] = word + 1
+        ids[0] = word if number == row else ids[0]
+    task.texts = task.texts._replace(passages=own["passage"], queries=own["query"])
+    with torch.no_grad():
+        retriever.tower(tower).get_input_embeddings().weight[word] = float("nan")
+    with pytest.raises(FloatingPointError) as told:
+        task.backward(np.arange(6))
+    assert told.value.args == (guilty,)
+    assert gradients(retriever) == {}
 
 
 def test_training_puts_the_positive_first(tiny_model, texts, tmp_path):

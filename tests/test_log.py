@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import signal
 import sys
 
 import numpy as np
@@ -16,6 +17,7 @@ from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.errors import TandemError
 from tandemqa.lists.build import TrainingLists
+from tandemqa.progress import bar
 from tandemqa.recipe.config import load_recipe
 from tandemqa.recipe.train import train
 from tandemqa.training import loop
@@ -93,6 +95,23 @@ def test_the_progress_line_shows_loss_speed_and_time_left(models, texts, lists, 
     lines = re.split(r"[\r\n]+", capsys.readouterr().err)
     form = r"joint: +\d+%\|.*\| \d+/30 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ list/s, loss \d+\.\d{3}, [\d,]+ tokens/s\]"
     assert any(re.fullmatch(form, line.strip()) for line in lines), lines
+
+
+def test_lists_read_before_an_interruption_do_not_count_for_the_speed(models, texts, lists, tmp_path, monkeypatch):
+    bars = []
+    monkeypatch.setattr(loop, "bar", lambda *arguments: bars.append(bar(*arguments)) or bars[-1])
+    config, original = TrainingConfig(epochs=3, batch_lists=2), loop._step
+
+    def step(*arguments):
+        if arguments[-1] == 7:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "_step", step)
+        run(copy.deepcopy(models), texts, lists, tmp_path, config)
+    run(models, texts, lists, tmp_path, config)
+    assert [(one.format_dict["initial"], one.n) for one in bars] == [(0, 16), (16, 30)]
 
 
 def test_a_loss_that_is_not_finite_is_named_by_question_and_passages(tiny_dataset, tiny_model, tmp_path):

@@ -4,9 +4,11 @@ import copy
 import sys
 
 import numpy as np
+import one_pass
 import peft
 import pytest
 import torch
+from conftest import counted_steps
 from sentence_transformers import CrossEncoder as TheirReranker
 from sentence_transformers import SentenceTransformer
 
@@ -78,7 +80,7 @@ def test_a_step_is_that_of_peft_itself(adapted, texts, lists, tmp_path):
         ]
     )
     batch = make_batch(lists, np.arange(10), (retriever, texts), (reranker, texts))
-    scores = JointModel(retriever, reranker).train()(batch)
+    scores = one_pass.scores(JointModel(retriever, reranker).train(), batch)
     joint_loss(loss_terms(*scores, batch.mask, LOSS), LOSS).mean().backward()
     optimizer.step()
     expected = tower.merge_and_unload(), encoder.merge_and_unload()
@@ -105,7 +107,9 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(towers, adapted, te
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
         patch.setattr(loop, "_step", step)
         run(killed, texts, lists, tmp_path / "b")
+    done = counted_steps(monkeypatch)
     run(again, texts, lists, tmp_path / "b")
+    assert done == list(range(4, 9)), "what was saved is not made again"
     for name, value in JointModel(*straight).state_dict().items():
         assert torch.equal(value, JointModel(*again).state_dict()[name]), name
 

@@ -1,9 +1,11 @@
-"""Part by part, once or twice, on one thread or several: the gradient of the whole; what is left out is bounded."""
+"""Part by part, once or twice, on one thread or several: the gradient of the whole; and what
+stands for the whole where not all is carried back."""
 
 import copy
 import math
 
 import numpy as np
+import one_pass
 import pytest
 import torch
 from conftest import held_at_most_by
@@ -17,7 +19,7 @@ from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training.batch import make_batch
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 from tandemqa.training.listwise import Listwise
-from tandemqa.training.passes import Passes
+from tandemqa.training.passes import Passes, _weights
 
 LOSS = LossConfig(kl_weight=1.0, reranker_weight=0.7, retriever_weight=0.3)
 ROWS = np.arange(6)
@@ -50,9 +52,9 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def one_pass(model, batch):
+def whole_pass(model, batch):
     """The gradient by a single backward pass through everything, and the loss's gradient of all outputs."""
-    outputs = model.outputs(batch)
+    outputs = one_pass.outputs(model, batch)
     for output in outputs:
         output.retain_grad()
     terms = loss_terms(*model.scores(outputs, batch), batch.mask, LOSS)
@@ -89,7 +91,7 @@ def test_part_by_part_gives_the_gradient_of_the_whole(
 ):
     models = pair(tiny_model, dropout, towers)
     results = []
-    for run in (one_pass, lambda model, batch: by_parts(model, batch, kept_tokens=kept_tokens)):
+    for run in (whole_pass, lambda model, batch: by_parts(model, batch, kept_tokens=kept_tokens)):
         model = JointModel(*copy.deepcopy(models)).double().train()
         batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
         assert len(batch.pairs) > 3
@@ -149,30 +151,51 @@ def test_work_is_shared_out_whole_and_evenly(costs, threads):
         assert max(totals) <= sum(costs) / threads + max(costs)
 
 
-def test_what_is_left_out_adds_up_to_the_share_that_may_be(tiny_model, texts, lists):
-    """Against the gradient by hand: that of the kept outputs alone, chosen by sorting in numpy."""
+def test_the_rows_that_hold_the_share_of_the_squares_count_once_and_all_others_in_expectation():
+    gradient = torch.from_numpy(np.random.default_rng(3).lognormal(sigma=2, size=(200, 1)) * np.ones((1, 8)) / 8)
+    gradient[7] = 0
+    norms = np.linalg.norm(gradient.numpy(), axis=1)
+    order = np.argsort(-norms)
+    sure = order[: 1 + int(np.searchsorted(np.cumsum(norms[order] ** 2), 0.9 * np.sum(norms**2)))]
+    torch.manual_seed(0)
+    drawn = np.stack([_weights(gradient, 0.9).numpy() for _ in range(4000)])
+    assert (drawn[:, sure] == 1).all() and (drawn[:, 7] == 0).all()
+    chances = np.minimum(1, norms / norms[sure].min())
+    others = np.setdiff1d(np.flatnonzero(norms), sure)
+    assert len(others) > 100 and chances.sum() < 60
+    weighed = drawn[:, others]
+    assert np.allclose(np.where(weighed > 0, weighed * chances[others], 1), 1)
+    # Four standard errors of a mean of draws; the whole sum, too.
+    assert (np.abs(weighed.mean(0) - 1) < 4 * np.sqrt((1 / chances[others] - 1) / 4000) + 1e-9).all()
+    error = np.sqrt(np.sum(norms[others] ** 2 * (1 / chances[others] - 1)) / 4000)
+    assert abs(float((drawn @ norms).mean() - norms.sum())) < 4 * error
+
+
+def test_what_is_carried_back_is_the_gradient_of_the_rows_by_their_weights(tiny_model, texts, lists, monkeypatch):
+    """Against the gradient of a weighted sum of all outputs, by a single backward pass."""
     model = JointModel(*pair(tiny_model)).train()
     batch = make_batch(lists, ROWS, (model.retriever, texts), (model.reranker, texts))
-    _, sensitivities = one_pass(model, batch)
+    _, sensitivities = whole_pass(model, batch)
+    used = []
+
+    def weights(gradient, keep):
+        used.append(_weights(gradient, keep))
+        return used[-1]
+
+    monkeypatch.setattr("tandemqa.training.passes._weights", weights)
     for keep in (0.9, 0.5):
         model.zero_grad()
-        outputs = model.outputs(batch)
-        weighted = torch.zeros(())
-        for output, sensitivity in zip(outputs, sensitivities, strict=True):
-            norms = np.linalg.norm(sensitivity.reshape(len(sensitivity), -1).double().numpy(), axis=1)
-            order = np.argsort(norms)
-            dropped = order[np.cumsum(norms[order]) <= (1 - keep) * norms.sum()]
-            assert len(dropped) > 0
-            kept = torch.ones(len(norms))
-            kept[dropped] = 0.0
-            weighted = weighted + (output * sensitivity * kept.view(-1, *[1] * (output.ndim - 1))).sum()
-        weighted.backward()
-        expected = gradients(model)
-        model.zero_grad()
+        used.clear()
+        torch.manual_seed(1)
         actual, tokens = by_parts(model, batch, keep)
         assert tokens < batch.tokens()[1]
-        for name, gradient in expected.items():
-            torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6)
+        model.zero_grad()
+        outputs = one_pass.outputs(model, batch)
+        sums = [(o * s * w[:, None]).sum() for o, s, w in zip(outputs, sensitivities, used, strict=True)]
+        sum(sums).backward()
+        assert len(used) == 3 and any((w == 0).any() for w in used) and any((w > 1).any() for w in used)
+        for name, gradient in gradients(model).items():
+            torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_a_frozen_re_ranker_is_not_read_a_second_time(tiny_model, texts, lists):
@@ -212,6 +235,15 @@ def test_a_share_of_the_gradient_reads_less_and_is_near_the_whole(tiny_model, te
     (dense, exact), (sparse, near) = results
     assert sparse["gradient_tokens"] < sparse["padded_tokens"] == dense["gradient_tokens"]
     assert torch.cosine_similarity(exact, near, dim=0) > 0.9
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.9])
+def test_a_process_without_a_list_in_a_step_adds_nothing(keep, tiny_model, texts, lists, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    objective = Listwise(*pair(tiny_model), texts, texts, lists, LOSS, 10**9, grad_keep=keep)
+    assert set(objective.backward(ROWS[:1]).values()) == {0}
+    assert gradients(objective.model) == {}
 
 
 def test_memory_does_not_grow_with_the_length_of_the_lists(tiny_model, texts, monkeypatch):

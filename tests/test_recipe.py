@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tandemqa import load_dataset
+from tandemqa import load_dataset, processes
+from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
 from tandemqa.lists.build import TrainingLists
 from tandemqa.recipe import config
@@ -23,6 +24,21 @@ SHORT = ["warm_retriever.epochs=1", "joint.epochs=1", "mine.depth=20", "lists.de
 
 def models(folder: Path) -> list[str]:
     return [f"retriever.model={folder}", f"reranker.model={folder}"]
+
+
+def test_processes_meet_before_models_are_loaded(tiny_model, tiny_dataset, tmp_path, monkeypatch):
+    """For it is there that each is given a GPU of its own."""
+    events = []
+    monkeypatch.setattr(processes, "join", lambda: events.append("join"))
+
+    def load(config):
+        events.append("load")
+        raise InterruptedError
+
+    monkeypatch.setattr(DualEncoder, "load", load)
+    with pytest.raises(InterruptedError):
+        train(tiny_dataset, tmp_path, load_recipe("quick", models(tiny_model)))
+    assert events == ["join", "load"]
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in config.READY.glob("*.yaml")))

@@ -5,17 +5,19 @@ import json
 import signal
 
 import numpy as np
+import one_pass
 import pytest
 import torch
+from conftest import counted_steps
 
 from tandemqa.errors import TandemError
-from tandemqa.lists.build import NO_PASSAGE
+from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training import loop
 from tandemqa.training.batch import list_tokens, make_batch, split_lists
 from tandemqa.training.config import TrainingConfig
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 from tandemqa.training.listwise import Listwise
-from tandemqa.training.loop import fit
+from tandemqa.training.loop import Refresh, fit
 from tandemqa.training.optimizer import rate_share
 
 ALL_TERMS = LossConfig(kl_weight=1.0, reranker_weight=0.7, retriever_weight=0.3)
@@ -35,15 +37,15 @@ def scores_one_by_one(models, texts, lists, rows):
     ce = torch.zeros_like(de)
     for i, row in enumerate(rows):
         query = texts.queries[int(lists.query_rows[row])]
-        q = retriever(retriever.format.pad([retriever.frame(query, "query")]), "query")[0]
+        q = one_pass.vectors(retriever, retriever.format.pad([retriever.frame(query, "query")]), "query")[0]
         for j, passage_row in enumerate(lists.passages[row]):
             if passage_row == NO_PASSAGE:
                 continue
             passage = texts.passages[int(passage_row)]
-            p = retriever(retriever.format.pad([retriever.frame(passage, "passage")]), "passage")[0]
+            p = one_pass.vectors(retriever, retriever.format.pad([retriever.frame(passage, "passage")]), "passage")[0]
             ids, start = reranker.frame(query, passage)
             de[i, j] = q @ p
-            ce[i, j] = reranker(reranker.format.pad([ids], [start]))[0]
+            ce[i, j] = one_pass.pair_scores(reranker, reranker.format.pad([ids], [start]))[0]
     return de, ce
 
 
@@ -56,7 +58,7 @@ def test_forward_equals_scoring_every_pair_alone(models, texts, lists, monkeypat
     model = JointModel(*models).eval()
     rows = np.arange(10)
     with torch.no_grad():
-        ours = model(make_batch(lists, rows, (models[0], texts), (models[1], texts)))
+        ours = one_pass.scores(model, make_batch(lists, rows, (models[0], texts), (models[1], texts)))
         expected = scores_one_by_one(models, texts, lists, rows)
     for matrix, by_hand in zip(ours, expected, strict=True):
         torch.testing.assert_close(matrix, by_hand, atol=2e-5, rtol=1e-5)
@@ -72,7 +74,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(models, texts, lists, 
         model.zero_grad()
         for cut in split_lists(tokens, micro_tokens):
             batch = make_batch(lists, np.arange(10)[cut], *sides)
-            scores = model(batch)
+            scores = one_pass.scores(model, batch)
             (joint_loss(loss_terms(*scores, batch.mask, ALL_TERMS), ALL_TERMS).sum() / 10).backward()
         results.append(gradients(model))
     assert len(list(split_lists(tokens, 1))) == 10
@@ -81,12 +83,17 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(models, texts, lists, 
             torch.testing.assert_close(gradient, other[name], atol=1e-6, rtol=1e-4)
 
 
-def test_a_passage_in_several_lists_is_encoded_once(models, texts, lists):
-    batch = make_batch(lists, np.array([4, 5]), (models[0], texts), None)
+def test_a_text_in_several_lists_is_encoded_once(models, texts, lists):
+    lists = TrainingLists(np.array([3, 1, 3], dtype=np.int32), lists.passages[[4, 5, 6]])
+    batch = make_batch(lists, np.arange(3), (models[0], texts), None)
     rows = sum(len(part.input_ids) for _, part in batch.passages)
-    assert rows == len(np.unique(lists.passages[[4, 5]]))
+    assert rows == len(np.unique(lists.passages)) < lists.passages.size
     assert sum(len(part.input_ids) for _, part in batch.queries) == 2
     assert batch.pairs == []
+    with torch.no_grad():
+        ours, _ = one_pass.scores(JointModel(models[0], None).eval(), batch)
+        expected, _ = scores_one_by_one(models, texts, lists, np.arange(3))
+    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
 
 
 def test_one_step_updates_both_models_and_every_weight_that_takes_part(models, texts, lists, tmp_path):
@@ -122,7 +129,7 @@ def test_training_puts_the_positive_first(models, texts, lists, tmp_path):
     train(models, texts, lists, config, ALL_TERMS, 1, tmp_path)
     with torch.no_grad():
         batch = make_batch(lists, np.arange(10), (models[0], texts), (models[1], texts))
-        for scores in JointModel(*models).eval()(batch):
+        for scores in one_pass.scores(JointModel(*models).eval(), batch):
             best = scores.masked_fill(~batch.mask, -torch.inf).argmax(1)
             assert int((best == 0).sum()) >= 9
 
@@ -152,16 +159,28 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(step, models, texts
         train(interrupted, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
     fresh = copy.deepcopy(models)
     fresh[1].dropout.p = 0.3
+    done = counted_steps(monkeypatch)
     train(fresh, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
     for name, value in JointModel(*straight).state_dict().items():
         assert torch.equal(value, JointModel(*fresh).state_dict()[name]), name
+    assert done == list(range(step, 9)), "what was saved is not made again"
     logs = [(tmp_path / folder / "log.jsonl").read_text().splitlines() for folder in "ab"]
     assert len(logs[0]) == len(logs[1]) == 9
 
 
+def cut_off(content):
+    return content[:1000]
+
+
+def with_zeros(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes(512) + content[middle + 512 :]
+
+
+@pytest.mark.parametrize("damage", [cut_off, with_zeros])
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    damaged, models, texts, lists, tmp_path, monkeypatch, capsys
+    damaged, damage, models, texts, lists, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
     straight, again = copy.deepcopy(models), copy.deepcopy(models)
@@ -170,8 +189,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     checkpoints = sorted(tmp_path.glob("checkpoint-*"))
     assert [path.stem for path in checkpoints] == ["checkpoint-00000005", "checkpoint-00000006"]
     for path in checkpoints[-damaged:]:
-        path.write_bytes(path.read_bytes()[:1000])
+        path.write_bytes(damage(path.read_bytes()))
+    done = counted_steps(monkeypatch)
     train(again, texts, lists, config, ALL_TERMS, 9, tmp_path)
+    assert done == ([5] if damaged == 1 else list(range(6)))
     assert capsys.readouterr().err.count("is damaged; training goes on from the one before it") == damaged
     for name, value in JointModel(*straight).state_dict().items():
         assert torch.equal(value, JointModel(*again).state_dict()[name]), name
@@ -194,7 +215,41 @@ def test_ctrl_c_finishes_the_step_and_saves(models, texts, lists, tmp_path, monk
         patch.setattr(loop, "_step", step)
         train(models, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
     assert [path.name for path in (tmp_path / "b").glob("checkpoint-*")] == ["checkpoint-00000003.safetensors"]
+    done = counted_steps(monkeypatch)
     train(again, texts, lists, config, ALL_TERMS, 9, tmp_path / "b")
+    assert done == [3, 4, 5]
+    for name, value in JointModel(*straight).state_dict().items():
+        assert torch.equal(value, JointModel(*again).state_dict()[name]), name
+
+
+def test_a_signal_while_lists_are_made_anew_ends_the_training_behind_that(
+    models, texts, lists, tmp_path, monkeypatch, capfd
+):
+    config = TrainingConfig(epochs=2, batch_lists=4)
+
+    def run(pair, folder, signals=()):
+        task = Listwise(*pair, texts, texts, lists, ALL_TERMS, config.micro_tokens)
+        left = iter(signals)
+
+        def made(folder):
+            for number in next(left, ()):
+                signal.raise_signal(number)
+            return task
+
+        fit(task, config, 9, folder, "joint", Refresh(2, made))
+
+    straight, again = copy.deepcopy(models), copy.deepcopy(models)
+    run(straight, tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt, match="4 of 6 steps of joint are made and saved"):
+        run(models, tmp_path / "b", [[], [signal.SIGTERM]])
+    said = "Stopping after this step; once more stops at once, without saving.\n"
+    assert capfd.readouterr().err.count(said) == 1
+    done = counted_steps(monkeypatch)
+    with pytest.raises(KeyboardInterrupt) as told:
+        run(copy.deepcopy(models), tmp_path / "b", [[signal.SIGINT, signal.SIGINT]])
+    assert not told.value.args and capfd.readouterr().err.count(said) == 1
+    run(again, tmp_path / "b")
+    assert done == [4, 5]
     for name, value in JointModel(*straight).state_dict().items():
         assert torch.equal(value, JointModel(*again).state_dict()[name]), name
 

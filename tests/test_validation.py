@@ -3,11 +3,13 @@
 import copy
 import json
 import shutil
+import signal
 
 import numpy as np
+import one_pass
 import pytest
 import torch
-from conftest import whole
+from conftest import counted_steps, whole
 from sentence_transformers import CrossEncoder as TheirReranker
 from sentence_transformers import SentenceTransformer
 
@@ -25,7 +27,7 @@ from tandemqa.training.config import TrainingConfig
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 from tandemqa.training.listwise import Listwise
 from tandemqa.training.loop import fit
-from tandemqa.training.validation import Validation
+from tandemqa.training.validation import BestState, Validation
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -114,7 +116,7 @@ def losses(pair, texts, lists):
         sides = ((pair[0], texts), (pair[1], texts))
         batch = make_batch(lists, np.arange(5), *sides)
         with torch.no_grad():
-            scores = JointModel(*pair).eval()(batch)
+            scores = one_pass.scores(JointModel(*pair).eval(), batch)
             loss = joint_loss(loss_terms(*scores, batch.mask, ALL_TERMS), ALL_TERMS).mean()
         # Rises and falls along the training, so that the best is in its midst.
         return {"score": -abs(float(loss) - 1.45)}
@@ -151,7 +153,10 @@ def test_resuming_gives_the_best_state_of_the_uninterrupted_run(
             patch.setattr(loop.Checkpoints, "save", dying("save", save))
             run(again, texts, lists, tmp_path / "b", dying("figures", figures), patience=2)
     again = copy.deepcopy(models)
+    saved = max((int(path.stem[-8:]) for path in (tmp_path / "b").glob("checkpoint-*")), default=0)
+    done = counted_steps(monkeypatch)
     run(again, texts, lists, tmp_path / "b", losses(again, texts, lists), patience=2)
+    assert done == list(range(saved, len(steps(tmp_path / "a")))), "what was saved is not made again"
     assert_same(weights(straight), weights(again))
     assert [line["score"] for line in measured(tmp_path / "a")] == [
         line["score"] for line in measured(tmp_path / "b")
@@ -170,6 +175,61 @@ def test_the_best_state_outlasts_a_damaged_checkpoint(damaged, models, texts, li
     # Of the checkpoints, 12 and 10, one or both are gone: measured again are 12, or all but the start.
     run(again, texts, lists, tmp_path, script(values[-1:] if damaged == 1 else values[1:]))
     assert_same(weights(straight), weights(again))
+
+
+def test_the_best_state_of_the_last_checkpoint_but_one_outlasts_a_kill_before_the_next(
+    models, texts, lists, tmp_path, monkeypatch
+):
+    """The checkpoint that the run falls back to has a best state that two others, newer ones, have outdone."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9)
+    straight, again = copy.deepcopy(models), copy.deepcopy(models)
+    values = [0.1, 0.2, 0.3, 0.4, 0, 0, 0]
+    run(straight, texts, lists, tmp_path / "a", script([0.1, 0.2, *[0] * 5]))
+    save = loop.Checkpoints.save
+
+    def dying(self, step):
+        if step == 6:
+            raise Killed
+        save(self, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop.Checkpoints, "save", dying)
+        run(models, texts, lists, tmp_path / "b", script(values))
+    assert [path.stem[-1] for path in sorted((tmp_path / "b").glob("checkpoint-*"))] == ["2", "4"]
+    last = tmp_path / "b" / "checkpoint-00000004.safetensors"
+    last.write_bytes(last.read_bytes()[:1000])
+    run(again, texts, lists, tmp_path / "b", script([0] * 5))
+    assert_same(weights(straight), weights(again))
+
+
+@pytest.mark.parametrize(("number", "made"), [(0, 0), (1, 2), (6, 12)], ids=["first", "midst", "last"])
+def test_a_signal_in_a_measurement_ends_the_training_behind_it(
+    number, made, models, texts, lists, tmp_path, monkeypatch
+):
+    values = [0.1, 0.2, 0.3, 0.1, 0.4, 0.3, 0.2]
+    straight, again = copy.deepcopy(models), copy.deepcopy(models)
+    run(straight, texts, lists, tmp_path / "a", script(values))
+    left = iter(enumerate(values[: number + 1]))
+
+    def figures():
+        place, value = next(left)
+        if place == number:
+            signal.raise_signal(signal.SIGTERM)
+        return {"score": value}
+
+    with pytest.raises(KeyboardInterrupt, match=f"{made} of 12 steps of joint are made and saved"):
+        run(models, texts, lists, tmp_path / "b", figures)
+    assert len(measured(tmp_path / "b")) == number + 1
+    done = counted_steps(monkeypatch)
+    run(again, texts, lists, tmp_path / "b", script(values[number + 1 :]))
+    assert len(done) == 12 - made
+    assert_same(weights(straight), weights(again))
+
+
+def test_a_signal_behind_the_last_step_is_not_lost(models, texts, lists, tmp_path, monkeypatch):
+    monkeypatch.setattr(BestState, "restore", lambda self: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        run(models, texts, lists, tmp_path, script([0.1] * 7))
 
 
 def test_a_damaged_best_state_is_named(models, texts, lists, tmp_path):

@@ -4,6 +4,7 @@ What is the same for all (files, messages, everything but training itself) is do
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # The others wait this long for what the main one does alone, such as mining.
 PATIENCE = timedelta(days=2)
+# How Gloo and NCCL say that another process is gone.
+LOST = re.compile("closed by peer|reset by peer|broken pipe|remote process exited", re.IGNORECASE)
 
 
 def count() -> int:
@@ -38,13 +41,15 @@ def add_up(tensors: Sequence["Tensor"]) -> None:
         return
     import torch.distributed
 
-    _join()
+    join()
     try:
         for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
             work.wait()
     except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
         raise TandemError(
-            "Another process of this training has stopped (its own message says why); "
+            "Another process of this training has stopped (if it could say why, that stands near this message); "
             "give the same command again, it goes on from the last checkpoint."
         ) from error
 
@@ -56,13 +61,18 @@ def wait() -> None:
 
 def decided(value: bool) -> bool:
     """The main process's `value`, in every process."""
+    return anywhere(value and is_main())
+
+
+def anywhere(value: bool) -> bool:
+    """Whether `value` is true in any process, in every process."""
     if count() == 1:
         return value
     import torch
 
-    _join()
+    join()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    answer = torch.tensor(int(value and is_main()), device=device)
+    answer = torch.tensor(int(value), device=device)
     add_up([answer])
     return bool(answer)
 
@@ -78,8 +88,13 @@ def main_first() -> Iterator[None]:
 
 
 @cache
-def _join() -> None:
-    """Meet the other processes: over NCCL with GPUs (never run by us: no GPU was at hand), else over Gloo."""
+def join() -> None:
+    """Meet the other processes: over NCCL with GPUs (never run by us: no GPU was at hand), else over Gloo.
+
+    Each then has a GPU of its own as its current device: models are to be loaded after this.
+    """
+    if count() == 1:
+        return
     import torch
     from accelerate import PartialState
 

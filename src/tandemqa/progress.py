@@ -13,11 +13,15 @@ T = TypeVar("T")
 FORM = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
-def bar(what: str, total: int, unit: str) -> "tqdm[Any]":
-    """A bar to be moved by hand: `with bar("encode", 1000, "passage") as b: b.update(32)`."""
+def bar(what: str, total: int, unit: str, initial: int = 0) -> "tqdm[Any]":
+    """A bar to be moved by hand: `with bar("encode", 1000, "passage") as b: b.update(32)`.
+
+    `initial` were done before, and do not count for the rate.
+    """
     hidden = not processes.is_main()
     return tqdm(
         total=total,
+        initial=initial,
         desc=what,
         unit=f" {unit}",
         bar_format=FORM if total else None,

@@ -162,7 +162,7 @@ def check_length(model: nn.Module, length: int, setting: str) -> None:
 
 
 def default_device() -> torch.device:
-    """The first GPU if there is one, else the CPU."""
+    """The current GPU if there is one, of several processes each its own (see `processes.join`), else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -21,7 +21,6 @@ from tandemqa.encoders.backbone import (
     default_device,
     device_of,
     for_inference,
-    hidden_states,
     load_backbone,
     load_tokenizer,
     not_finite,
@@ -123,10 +122,6 @@ class CrossEncoder(nn.Module):
     def frame(self, query: Ids, passage: Ids) -> tuple[Ids, int]:
         """Glue a query's and a passage's ids together; also where the second segment begins."""
         return self.format.pair(query, passage, self.config.pair_length)
-
-    def forward(self, batch: TokenBatch) -> Tensor:
-        """Scores of a padded batch of pairs, float32 of shape (N,)."""
-        return self.scores(self.pooled(hidden_states(self.encoder, batch), batch))
 
     def pooled(self, states: Tensor, batch: TokenBatch) -> Tensor:
         """The vectors (N, d), float32, that last hidden states (N, L, d) of pairs make; `scores` reads them."""

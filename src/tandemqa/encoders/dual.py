@@ -22,7 +22,6 @@ from tandemqa.encoders.backbone import (
     default_device,
     device_of,
     for_inference,
-    hidden_states,
     load_backbone,
     load_tokenizer,
     not_finite,
@@ -62,7 +61,7 @@ class RetrieverConfig(BaseModel):
 class DualEncoder(nn.Module):
     """Two towers (or one that serves as both) that map texts to vectors (RocketQAv2, section 3.1).
 
-    `forward` is for training: it embeds a padded batch with gradient. `encode` is for everything else.
+    Training reads the towers itself and makes vectors of their states with `pooled`; `encode` is for everything else.
 
     precision: what `encode` computes in if it is not told. ranges: of each tower's activations, once measured.
     """
@@ -149,10 +148,6 @@ class DualEncoder(nn.Module):
     def tower(self, side: Tower) -> nn.Module:
         """The encoder of one side."""
         return self.query_tower if side == "query" else self.passage_tower
-
-    def forward(self, batch: TokenBatch, tower: Tower) -> Tensor:
-        """Vectors of a padded batch, float32 of shape (N, d), of unit length if the similarity is cosine."""
-        return self.pooled(hidden_states(self.tower(tower), batch), batch)
 
     def pooled(self, states: Tensor, batch: TokenBatch) -> Tensor:
         """The vectors (N, d) that last hidden states (N, L, d) of either tower make."""

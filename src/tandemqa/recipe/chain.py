@@ -78,10 +78,10 @@ class Chain:
             self._stand(step.before)
             if step.trains or processes.is_main():
                 step.run(self.materials, step.stage.folder)
+            processes.wait()  # the others may be reading their best state still, which goes with the checkpoints
             if processes.is_main():
                 step.stage.finish()
                 remove_checkpoints(step.stage.folder)
-            processes.wait()
         self._stand(self.end)
 
     def _lay_out(self) -> Standing:

@@ -42,6 +42,7 @@ def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str |
     place = out / "bundle"
     if place.exists() and not (place / MANIFEST).exists():
         raise TandemError(f"{place} holds something that is no bundle; choose another --out or move it away.")
+    processes.join()
     chain = Chain(dataset, recipe, out / "stages")
     if processes.decided(_finished(chain, place)):
         return Bundle.load(place)

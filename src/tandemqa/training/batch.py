@@ -1,7 +1,7 @@
 """A batch of training lists, as padded tensors cut by token budget."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -37,23 +37,25 @@ Sides = tuple[RetrieverSide, RerankerSide]
 
 @dataclass(frozen=True)
 class ListBatch:
-    """B lists of n candidates, with each query and each distinct passage present once.
+    """B lists of n candidates, with each distinct query and each distinct passage present once.
 
-    `mask` bool (B, n): real candidates. `passage_index` int64 (B, n): a candidate's position among the batch's
-    distinct passages. The parts are padded batches with the positions (int64) that their rows fill: of the B
-    queries, the distinct passages, and the B·n query-passage pairs (padding left out).
+    `mask` bool (B, n): real candidates. `query_index` int64 (B,): the position of a list's query among the batch's
+    distinct queries. `passage_index` int64 (B, n): that of a candidate among the distinct passages. The parts are
+    padded batches with the positions (int64) that their rows fill: of the distinct queries, the distinct passages,
+    and the B·n query-passage pairs (padding left out).
     """
 
     mask: Tensor
+    query_index: Tensor
     passage_index: Tensor
     queries: list[Part]
     passages: list[Part]
     pairs: list[Part]
 
     @property
-    def distinct(self) -> int:
-        """How many distinct passages there are."""
-        return int(self.passage_index.max()) + 1
+    def distinct(self) -> tuple[int, int]:
+        """How many distinct queries and passages there are."""
+        return int(self.query_index.max()) + 1, int(self.passage_index.max()) + 1
 
     def share(self, rank: int, count: int) -> "ListBatch":
         """The same lists with every `count`-th row of each part, from `rank` on: one process's share of the work."""
@@ -63,7 +65,7 @@ class ListBatch:
             [(rows[rank::count], batch.rows(slice(rank, None, count))) for rows, batch in parts if len(rows) > rank]
             for parts in (self.queries, self.passages, self.pairs)
         )
-        return ListBatch(self.mask, self.passage_index, queries, passages, pairs)
+        return replace(self, queries=queries, passages=passages, pairs=pairs)
 
     def tokens(self) -> tuple[int, int]:
         """Real tokens and tokens with padding, over all parts."""
@@ -84,7 +86,8 @@ def make_batch(
     chosen = lists.passages[rows]
     query_rows = lists.query_rows[rows]
     mask = chosen != NO_PASSAGE
-    distinct, index = np.unique(chosen[mask], return_inverse=True)
+    distinct_queries, query_index = np.unique(query_rows, return_inverse=True)
+    distinct_passages, index = np.unique(chosen[mask], return_inverse=True)
     passage_index = np.zeros(chosen.shape, dtype=np.int64)
     passage_index[mask] = index
     queries: list[Part] = []
@@ -92,11 +95,12 @@ def make_batch(
     pairs: list[Part] = []
     if retriever is not None:
         model, texts = retriever
-        queries = _single_parts(model, [texts.queries[int(row)] for row in query_rows], "query", budget)
-        passages = _single_parts(model, [texts.passages[int(row)] for row in distinct], "passage", budget)
+        queries = _single_parts(model, [texts.queries[int(row)] for row in distinct_queries], "query", budget)
+        passages = _single_parts(model, [texts.passages[int(row)] for row in distinct_passages], "passage", budget)
     if reranker is not None:
         pairs = _pair_parts(*reranker, query_rows, chosen, budget)
-    return ListBatch(torch.from_numpy(mask), torch.from_numpy(passage_index), queries, passages, pairs)
+    mask_tensor, queries_of, passages_of = map(torch.from_numpy, (mask, query_index, passage_index))
+    return ListBatch(mask_tensor, queries_of, passages_of, queries, passages, pairs)
 
 
 def list_tokens(lists: TrainingLists, rows: npt.NDArray[np.int64], sides: Sides) -> npt.NDArray[np.int64]:
@@ -116,7 +120,7 @@ def list_tokens(lists: TrainingLists, rows: npt.NDArray[np.int64], sides: Sides)
     return tokens
 
 
-def split_lists(tokens: npt.NDArray[np.int64], micro_tokens: int) -> Iterator[slice]:
+def split_lists(tokens: npt.NDArray[np.int64], micro_tokens: float) -> Iterator[slice]:
     """Cut a step's lists, of so many `tokens` each, into parts of at most `micro_tokens` or of one list, in order."""
     start = used = 0
     for place, cost in enumerate(tokens.tolist()):

@@ -36,8 +36,8 @@ class TrainingConfig(BaseModel):
         1.0,
         gt=0,
         le=1,
-        description="Share of the loss's gradient that is carried back: 1 is exact; 0.99 leaves out the candidates "
-        "that matter least, up to a hundredth of all scores' gradients together: for long lists.",
+        description="For long lists: 1 carries all of the loss's gradient back; 0.99 that of the candidates that "
+        "hold 99 % of its squares, and of a sample that stands for the others.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Keep only each layer's input and compute the rest again: less memory, a third slower."

@@ -15,7 +15,7 @@ from tandemqa import processes
 from tandemqa.encoders.backbone import Precision, device_of
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.lists.build import NO_PASSAGE, TrainingLists
-from tandemqa.training.batch import Texts, make_batch
+from tandemqa.training.batch import ListBatch, Texts, make_batch
 from tandemqa.training.joint import JointModel
 from tandemqa.training.passes import Passes
 
@@ -72,13 +72,15 @@ class Contrastive:
         target, allowed = self._targets(rows)
         passes = Passes(self.model, batch, self.micro_tokens if self.grad_keep == 1 else 0)
         with torch.no_grad():
-            processes.add_up(passes.outputs)
-        outputs = passes.outputs
-        loss = contrastive_loss(outputs.queries, outputs.passages, target, allowed, self.temperature)
+            processes.add_up([passes.outputs.queries, passes.outputs.passages])
+        queries, passages = passes.outputs.queries[batch.query_index.to(target.device)], passes.outputs.passages
+        loss = contrastive_loss(queries, passages, target, allowed, self.temperature)
+        # One text that is not finite spoils the losses of all questions: its own list is named.
+        for finite in (_finite(queries, passages, batch), torch.isfinite(loss)):
+            if not finite.all():
+                raise FloatingPointError(int(rows[int(finite.int().argmin())]))
         loss.mean().backward()  # type: ignore[no-untyped-call]
         passes.backward(self.grad_keep)
-        if not torch.isfinite(loss).all():
-            raise FloatingPointError(int(rows[int(torch.argmin(torch.isfinite(loss).int()))]))
         real, padded = batch.tokens()
         mean = float(loss.detach().mean()) / processes.count()
         return {"loss": mean, "tokens": real, "padded_tokens": padded}
@@ -94,3 +96,9 @@ class Contrastive:
             allowed[place, target[place]] = True
         device = device_of(self.retriever)
         return torch.from_numpy(target).to(device), torch.from_numpy(allowed).to(device)
+
+
+def _finite(queries: Tensor, passages: Tensor, batch: ListBatch) -> Tensor:
+    """Whether each list's own question (B, d) and passages, of the distinct ones (P, d), are finite: bool (B,)."""
+    own = torch.isfinite(passages).all(1)[batch.passage_index.to(passages.device)]
+    return torch.isfinite(queries).all(1) & (own | ~batch.mask.to(own.device)).all(1)

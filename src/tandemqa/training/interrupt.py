@@ -1,19 +1,25 @@
 """Ctrl-C, or a scheduler's SIGTERM, while models are trained: the step under way is finished first."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
+from tandemqa import processes
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STDERR = 2
+SAYING = b"\nStopping after this step; once more stops at once, without saving.\n"
 
 
 @contextmanager
 def postponed() -> Iterator[Callable[[], bool]]:
     """In this block the first signal only makes the function that is yielded say True; a second one interrupts.
 
-    Outside the main thread, where Python delivers no signals, nothing changes.
+    One that came too late for the block to heed interrupts at its end. Outside the main thread, where Python delivers
+    no signals, nothing changes.
     """
     asked = threading.Event()
 
@@ -21,6 +27,10 @@ def postponed() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        if processes.is_main():
+            # Not by Python's stream, which may be in the midst of writing.
+            with suppress(OSError):
+                os.write(STDERR, SAYING)
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -31,3 +41,5 @@ def postponed() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if asked.is_set():
+        raise KeyboardInterrupt

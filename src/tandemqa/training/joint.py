@@ -11,7 +11,6 @@ from tandemqa.encoders.backbone import (
     Precision,
     autocast,
     device_of,
-    hidden_states,
     product_dtype,
     use_fast_attention,
 )
@@ -89,8 +88,8 @@ class Terms(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What the encoders give for a batch of B lists of n candidates, vectors, float32: the queries' (B, d), those of
-    the distinct passages (P, d), and the re-ranker's of all pairs (B·n, d), 0 where there is none.
+    """What the encoders give for a batch of B lists of n candidates, vectors, float32: those of the distinct queries
+    (Q, d) and passages (P, d), and the re-ranker's of all pairs (B·n, d), 0 where there is none.
 
     Without rows for a model that takes no part.
     """
@@ -113,9 +112,10 @@ class Task(NamedTuple):
 
 
 class JointModel(nn.Module):
-    """Retriever and re-ranker as one module, so that one optimiser, one backward pass and one wrapper serve both.
+    """Retriever and re-ranker as one module, so that one optimiser and one loss serve both.
 
-    A model that is None takes no part; one that does not learn is scored without gradient.
+    `tasks` is its work on a batch, which `Passes` computes part by part; `scores` makes of the vectors what losses
+    see. A model that is None takes no part; one that does not learn is scored without gradient.
     """
 
     def __init__(
@@ -148,35 +148,16 @@ class JointModel(nn.Module):
         """bfloat16 where the precision says so and the processor computes in it."""
         return autocast(self.device, self.precision == "auto", remember)
 
-    def forward(self, batch: ListBatch) -> tuple[Tensor, Tensor]:
-        """Score matrices of the retriever and the re-ranker, float32 of shape (B, n) each, 0 at padding.
-
-        A model that takes no part gives zeros.
-        """
-        return self.scores(self.outputs(batch), batch)
-
-    def outputs(self, batch: ListBatch) -> Outputs:
-        """The encoders' vectors of a batch, with gradient where they learn."""
-        outputs = {}
-        with self.autocast(remember=True):
-            for name, task in self.tasks(batch).items():
-                with torch.set_grad_enabled(torch.is_grad_enabled() and task.learns):
-                    parts = [part.to(self.device) for _, part in task.parts]
-                    values = [task.pooled(hidden_states(task.encoder, part), part) for part in parts]
-                    places = torch.cat([rows for rows, _ in task.parts]).to(self.device)
-                    empty = values[0].new_zeros(task.shape)
-                    outputs[name] = empty.index_put((places,), torch.cat(values))
-        return Outputs(**outputs)
-
     def tasks(self, batch: ListBatch) -> dict[str, Task]:
         """The encoders' work on a batch, by the name of what it gives in `Outputs`."""
         tasks = {}
         if self.retriever is not None:
             size, learns = self.retriever.size, self.retriever_learns
             behind = list(self.retriever.dense.parameters()) if learns else []
+            distinct_queries, distinct_passages = batch.distinct
             sides: dict[Tower, tuple[str, list[Part], int]] = {
-                "query": ("queries", batch.queries, len(batch.mask)),
-                "passage": ("passages", batch.passages, batch.distinct),
+                "query": ("queries", batch.queries, distinct_queries),
+                "passage": ("passages", batch.passages, distinct_passages),
             }
             for side, (name, parts, count) in sides.items():
                 tower = self.retriever.tower(side)
@@ -201,9 +182,10 @@ class JointModel(nn.Module):
         mask = batch.mask.to(self.device)
         retriever = reranker = torch.zeros(mask.shape, device=self.device)
         if self.retriever is not None:
+            queries = outputs.queries[batch.query_index.to(self.device)]
             passages = outputs.passages[batch.passage_index.to(self.device)]
             # Products in float32: bfloat16 keeps three digits, fewer than neighbouring cosines differ in.
-            retriever = torch.einsum("bd,bnd->bn", outputs.queries, passages).masked_fill(~mask, 0.0)
+            retriever = torch.einsum("bd,bnd->bn", queries, passages).masked_fill(~mask, 0.0)
         if self.reranker is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.reranker_learns):
                 reranker = self.reranker.scores(outputs.pairs).view(mask.shape).masked_fill(~mask, 0.0)

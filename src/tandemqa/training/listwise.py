@@ -68,8 +68,7 @@ class Listwise:
             record["rank_correlation"] = 0.0
         record |= {"tokens": 0, "padded_tokens": 0, "tokens_again": 0, "gradient_tokens": 0}
         # What is worth a gradient is known only when the whole step has been read without.
-        cuts = split_lists(tokens, self.micro_tokens) if self.grad_keep == 1 else [slice(None)]
-        for cut in cuts:
+        for cut in split_lists(tokens, self.micro_tokens if self.grad_keep == 1 else math.inf):
             part = own[cut]
             batch = make_batch(self.lists, part, *self.sides, self.micro_tokens)
             real, with_padding = batch.tokens()

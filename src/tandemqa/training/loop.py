@@ -4,8 +4,9 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -95,8 +96,8 @@ def fit(
     model = objective.model
     steps = max(1, round(config.epochs * math.ceil(len(objective) / config.batch_lists)))
     every = refresh.every_steps if refresh else steps
-    lists_to_read = _lists_in(steps, len(objective), config.batch_lists)
-    with adapted(model, seed), postponed() as interrupted, bar(name, lists_to_read, "list") as progress:
+    lists_read = partial(_lists_in, lists=len(objective), batch=config.batch_lists)
+    with adapted(model, seed), postponed() as interrupted:
         optimizer = make_optimizer(model, config)
         checkpoints = Checkpoints(workspace, model, optimizer)
         first = checkpoints.load()
@@ -105,60 +106,74 @@ def fit(
         best = None if validation is None else BestState(validation, model, workspace, first)
         if log and best and best.measured(first):
             log.plot(first, best.lines[-1], "validation/")  # dropped with the steps from here on
-
-        def validate(step: int) -> bool:
-            """Measure the state after `step` steps if it is due; returns whether it was."""
-            if best is None or not best.due(step, steps):
-                return False
-            progress.set_postfix_str("validating")
-            best.measure(step)
-            if log:
-                log.plot(step, best.lines[-1], "validation/")
-            return True
-
-        progress.update(_lists_in(first, len(objective), config.batch_lists))
         model.keep_activations(not config.gradient_checkpointing)
         model.train()
-        validate(first)
-        for start in range(first - first % every, steps, every):
-            if best and best.stops:
-                break
-            if refresh and start:
-                # The models that the lists are made from, should this be interrupted.
-                if start > first and processes.is_main():
-                    checkpoints.save(start)
-                objective = refresh.objective(workspace / f"refresh-{start}")
-                model.train()
-            orders = _steps(len(objective), config.batch_lists, min(every, steps - start), seed + start)
-            for step, rows in enumerate(orders, start):
-                if step < first:
-                    continue
+        with bar(name, lists_read(steps), "list", lists_read(first)) as progress:
+
+            def validate(step: int) -> bool:
+                """Measure the state after `step` steps if it is due; returns whether it was."""
+                if best is None or not best.due(step, steps):
+                    return False
+                progress.set_postfix_str("validating")
+                best.measure(step)
+                if log:
+                    log.plot(step, best.lines[-1], "validation/")
+                return True
+
+            def asked() -> bool:
+                """Whether a process is asked to stop: all then do, at the same place."""
+                return processes.anywhere(interrupted())
+
+            def stop(made: int) -> NoReturn:
+                """End here, where so many steps are made and saved."""
+                processes.wait()  # the main process may be saving still
+                what = f"{made} of {steps} steps of {name} are made and saved"
+                raise KeyboardInterrupt(f"Interrupted: {what}; the same command goes on from there.")
+
+            if validate(first) and asked():
+                stop(first)
+            for start in range(first - first % every, steps, every):
                 if best and best.stops:
                     break
-                started = time.monotonic()
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * rate_share(step, steps, config)
-                random = np.random.SeedSequence([seed, step, processes.rank()])
-                torch.manual_seed(int(random.generate_state(1, np.uint64)[0]))
-                record = _step(objective, optimizer, rows, config, step, interrupted)
-                stopping = record.pop("interrupted") > 0
+                if refresh and start:
+                    # The models that the lists are made from, should this be interrupted.
+                    if start > first and processes.is_main():
+                        checkpoints.save(start)
+                    objective = refresh.objective(workspace / f"refresh-{start}")
+                    if asked():
+                        stop(max(start, first))
+                    model.train()
+                orders = _steps(len(objective), config.batch_lists, min(every, steps - start), seed + start)
+                for step, rows in enumerate(orders, start):
+                    if step < first:
+                        continue
+                    if best and best.stops:
+                        break
+                    started = time.monotonic()
+                    for group in optimizer.param_groups:
+                        group["lr"] = group["peak"] * rate_share(step, steps, config)
+                    random = np.random.SeedSequence([seed, step, processes.rank()])
+                    torch.manual_seed(int(random.generate_state(1, np.uint64)[0]))
+                    record = _step(objective, optimizer, rows, config, step)
+                    if log:
+                        seconds = time.monotonic() - started
+                        log.write(record | {"step": step, "seconds": round(seconds, 3)})
+                        speed = f"{record['tokens'] / seconds:,.0f} tokens/s"
+                        progress.set_postfix_str(f"loss {record['loss']:.3f}, {speed}", refresh=False)
+                        progress.update(len(rows))
+                    stopping = asked()
+                    # A state that is due, but not measured now, is measured when the training goes on.
+                    validated = not stopping and validate(step + 1)
+                    stopping = stopping or (validated and asked())
+                    if log and (stopping or validated or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
+                        checkpoints.save(step + 1)
+                        saved_at = time.monotonic()
+                    if stopping:
+                        stop(step + 1)
+            if best:
+                best.restore()
                 if log:
-                    seconds = time.monotonic() - started
-                    log.write(record | {"step": step, "seconds": round(seconds, 3)})
-                    speed = f"{record['tokens'] / seconds:,.0f} tokens/s"
-                    progress.set_postfix_str(f"loss {record['loss']:.3f}, {speed}", refresh=False)
-                    progress.update(len(rows))
-                validated = validate(step + 1)
-                if log and (stopping or validated or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
-                    checkpoints.save(step + 1)
-                    saved_at = time.monotonic()
-                if stopping:
-                    made = f"{step + 1} of {steps} steps of {name} are made and saved"
-                    raise KeyboardInterrupt(f"Interrupted: {made}; the same command goes on from there.")
-        if best:
-            best.restore()
-            if log:
-                tqdm.write(f"{name}: {best.summary()}", file=sys.stderr)
+                    tqdm.write(f"{name}: {best.summary()}", file=sys.stderr)
         if log:
             log.close()
     model.keep_activations(True)
@@ -171,16 +186,13 @@ def _step(
     rows: npt.NDArray[np.int64],
     config: TrainingConfig,
     step: int,
-    interrupted: Callable[[], bool],
 ) -> dict[str, float]:
-    """One optimiser step on the lists at `rows`; returns what the objective says of it, gradient norms, and how many
-    processes are asked to stop, so that all do so after the same step."""
+    """One optimiser step on the lists at `rows`; returns what the objective says of it, and gradient norms."""
     optimizer.zero_grad(set_to_none=True)
     try:
         record = objective.backward(rows)
     except FloatingPointError as error:
         raise NotFiniteError("loss", step, objective.lists.take(np.array(error.args))) from error
-    record["interrupted"] = interrupted()
     _add_up(objective.model, record)
     norms = clip_gradients(objective.model, config)
     if not all(map(math.isfinite, norms.values())):

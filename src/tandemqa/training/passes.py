@@ -92,18 +92,19 @@ class Passes:
         """Add the gradient of the weights; returns how many tokens were read with gradient, with padding.
 
         keep 1 is exact, up to the order of sums: dropout falls as it did in the first pass. Below 1, which wants no
-        tokens kept, those outputs of each encoder whose gradients are smallest are left out, as long as their norms
-        add up to at most 1 - keep of the sum of all of that encoder's; dropout then falls anew.
+        tokens kept, the largest gradients of each encoder's outputs are carried back, as many as hold `keep` of their
+        sum of squares, and a few of the others that stand for them all (see `_weights`): what comes out is right in
+        expectation. Dropout then falls anew.
         """
         after = _random_state(self.model.device)
         work = self.computed
         if keep < 1:
-            pieces = [
-                piece
-                for name, task in self.tasks.items()
-                if (gradient := self._gradient(name)) is not None
-                for piece in self._pieces(name, kept_rows(task.parts, _worth_keeping(gradient, keep).cpu()))
-            ]
+            pieces = []
+            for name, task in self.tasks.items():
+                if (gradient := self._gradient(name)) is not None:
+                    weights = _weights(gradient, keep)
+                    gradient *= weights[:, None]
+                    pieces += self._pieces(name, kept_rows(task.parts, (weights > 0).cpu()))
             work = [[Computed(piece, torch.empty(0), None) for piece in share] for share in self._shares(pieces)]
         # The shares' gradients are added in their order, so that the same numbers of threads give the same sums.
         total: Gradients = {}
@@ -186,16 +187,22 @@ def _with_kept(pieces: list[Piece], room: float) -> list[Piece]:
     return marked
 
 
-def _worth_keeping(gradient: Tensor, keep: float) -> Tensor:
-    """The rows whose gradient is needed, bool (N,): the smallest ones that together hold at most 1 - keep of the sum
-    of the rows' norms are not."""
+def _weights(gradient: Tensor, keep: float) -> Tensor:
+    """What the gradient of each row counts for, (N,), 0 if it is not carried back.
+
+    The largest, which hold `keep` of the sum of squares, count once. Each of the others is drawn with a chance, its
+    norm over the smallest norm of those, and counts once over its chance, so that the expected gradient is the whole
+    one (threshold sampling; Duffield, Lund and Thorup, IEEE Transactions on Information Theory, 2005).
+    """
     norms = gradient.norm(dim=1).double()
-    values, order = norms.sort()
-    droppable = values.cumsum(0) <= (1 - keep) * norms.sum()
-    needed = torch.ones_like(droppable)
-    needed[order[droppable]] = False
-    needed &= norms > 0
-    return needed
+    values = norms.sort().values
+    squares = values.square().cumsum(0)
+    sure = values[squares > (1 - keep) * squares[-1:]]
+    if not len(sure):
+        return torch.zeros_like(gradient[:, 0])
+    chances = (norms / sure[0]).clamp(max=1)
+    drawn = torch.rand_like(chances) < chances
+    return torch.where(drawn, 1 / chances, 0).to(gradient.dtype)
 
 
 def _random_state(device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from tandemqa import processes
 from tandemqa.errors import TandemError
 from tandemqa.files import whole_file
-from tandemqa.training.checkpoint import KEPT, best_weights, load_weights, save_weights
+from tandemqa.training.checkpoint import best_weights, load_weights, save_weights
 from tandemqa.training.joint import JointModel
 from tandemqa.wording import counted
 
@@ -35,7 +35,7 @@ class BestState:
 
     The file is the state: what is best and when to stop follows from its lines, in every process alike. Lines beyond
     `first` steps were lost with an interruption and will be made again. As a checkpoint may fall back to the one
-    before it, so the weights of the best measurement before this one are kept, too.
+    before it, so the weights of the best measurement before this one are kept, too, until the next is written.
     """
 
     def __init__(self, validation: Validation, model: JointModel, folder: Path, first: int) -> None:
@@ -82,8 +82,6 @@ class BestState:
             if self.best["step"] == step:
                 save_weights(self.folder / f"best-{step:08}.safetensors", self.model)
             self._write(self.lines)
-            for path in best_weights(self.folder)[KEPT:]:
-                path.unlink()
         processes.wait()
         self.lines = self._read()
         self.model.train()
