@@ -1,17 +1,17 @@
 """How the joint step grows: time per list and peak memory against list size, passage length, batch and depth.
 
-    python benchmarks/growth.py --out benchmarks/results [--seconds 20]
+    python benchmarks/growth.py [--out benchmarks/results] [--seconds 20]
 
 Each cell is a process of its own: all-MiniLM-L6-v2 (or its first three layers) as both models, random token ids,
 the optimiser's step included, for about so many seconds after a first step that does not count. FLOPs are counted
 from the shapes (2 for a multiplication and addition, three times the forward pass; second passes as they are made)
-and held against plain products of the same shapes in the same precision, in the same process. Cells already in
-growth.jsonl are not measured again. Writes growth.md and growth.png.
+and held against plain products of the same shapes in the same precision, in the same process. Prints a markdown table
+and writes growth.png, and growth.jsonl, a line for each cell with its commit: what stands there of this commit is not
+measured again, unless the code has changes that are not committed.
 """
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 SIZES, LENGTHS, BATCHES, DEPTHS = (8, 32, 128), (64, 128, 256), (4, 16), (3, 6)
+CHANGED = "-changed"
 BASE = {"size": 8, "length": 128, "batch": 8, "depth": 6, "grad_keep": 1.0}
 
 
@@ -117,29 +118,34 @@ def main() -> None:
         print(json.dumps(measure(json.loads(options.cell), options.seconds)))
         return
     kept = options.out / "growth.jsonl"
+    commit = commit_here()
     known = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    rows = []
     for cell in cells():
-        if any(row["cell"] == cell for row in known):
+        measured = [row for row in known if row["cell"] == cell and row.get("commit") == commit]
+        if measured and not commit.endswith(CHANGED):
+            rows.append(measured[-1])
             continue
         command = [sys.executable, __file__, "--cell", json.dumps(cell), "--seconds", str(options.seconds)]
         found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-        known.append({"cell": cell, **json.loads(found)})
+        rows.append({"commit": commit, "cell": cell, **json.loads(found)})
         with kept.open("a") as file:
-            file.write(json.dumps(known[-1]) + "\n")
-        print(known[-1], flush=True)
-    rows = [row for cell in cells() for row in known if row["cell"] == cell]
-    (options.out / "growth.md").write_text(table(rows))
+            file.write(json.dumps(rows[-1]) + "\n")
+        print(rows[-1], file=sys.stderr, flush=True)
+    print(f"Commit {commit}\n\n{table(rows)}")
     plot(rows, options.out / "growth.png")
+
+
+def commit_here() -> str:
+    """The commit that is measured; with `CHANGED` where the code is not that of the commit."""
+    git = ["git", "-C", str(Path(__file__).resolve().parents[1])]
+    asked = [*git, "rev-parse", "--short", "HEAD"], [*git, "status", "--porcelain", "src", "benchmarks/growth.py"]
+    commit, changes = (subprocess.run(c, check=True, capture_output=True, text=True).stdout.strip() for c in asked)
+    return commit + CHANGED if changes else commit
 
 
 def table(rows: list[dict]) -> str:
     lines = [
-        "# How the joint step grows",
-        "",
-        "    python benchmarks/growth.py",
-        "",
-        f"{platform.machine()}, 2 cores; a step of the optimiser included; lists a step as in the column `batch`.",
-        "",
         "| list size | passage tokens | batch | layers | s a list | tokens/s | peak MiB | GFLOP/s "
         "| plain products | share |",
         "|---" * 10 + "|",
@@ -151,7 +157,7 @@ def table(rows: list[dict]) -> str:
             f"| {row['seconds_per_list']:.2f} | {row['tokens_per_second']:,.0f} | {row['peak_mib']:,.0f} "
             f"| {row['gflops']:.0f} | {row['matmul_gflops']:.0f} | {row['gflops'] / row['matmul_gflops']:.0%} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def plot(rows: list[dict], path: Path) -> None:

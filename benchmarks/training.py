@@ -5,10 +5,10 @@
 tandemqa trains both models together. With sentence-transformers they are trained one after the other: the re-ranker
 with `CrossEncoderTrainer` and `ListNetLoss`, then its scores of all lists are computed, then the retriever learns
 them with `SentenceTransformerTrainer` and `DistillKLDivLoss`; once with the trainers' default settings, and once with
-bfloat16, larger parts and lists of similar length together (`BEST`). Lists hold a labelled passage and BM25
-candidates, passages are cut at 128 tokens, both start from texts, and loading models is not counted. Each measurement
-is a process of its own, so that its peak memory is its own, and the contenders take turns. Prints a markdown table.
-It needs the extra `data`.
+bfloat16, larger parts and lists of similar length together (`BEST`). All take 8 lists a step, but for
+`BEST` where --tune or --set give it another number. Lists hold a labelled passage and BM25 candidates, passages are
+cut at 128 tokens, both start from texts, and loading models is not counted. Each measurement is a process of its own,
+so that its peak memory is its own, and the contenders take turns. Prints a markdown table. It needs the extra `data`.
 
 --tune: look for the fastest settings of the latter first, on a quarter of the lists.
 --parity: both with the same losses, order of lists and optimiser, in float32 and without dropout; prints the largest
@@ -35,6 +35,7 @@ PASSAGE_LENGTH, PAIR_LENGTH = 128, 160
 TEMPERATURE = 0.05
 # A label so large that its softmax is all at the positive: then ListNet is the cross-entropy of the positive.
 CERTAIN = 100.0
+LISTS_A_STEP = 8
 
 
 class Settings(NamedTuple):
@@ -47,8 +48,8 @@ class Settings(NamedTuple):
     fast: bool
 
 
-DEFAULTS = Settings(batch=8, pairs=None, scoring=32, fast=False)
-BEST = Settings(batch=8, pairs=32, scoring=32, fast=True)
+DEFAULTS = Settings(batch=LISTS_A_STEP, pairs=None, scoring=32, fast=False)
+BEST = Settings(batch=LISTS_A_STEP, pairs=32, scoring=32, fast=True)
 TRIED = (4, 8, 16, 32)
 CONTENDERS = {
     "tandemqa, joint": None,
@@ -58,7 +59,8 @@ CONTENDERS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    same = f"All take {LISTS_A_STEP} lists a step, but for `best` where --tune or --set give it another number."
+    parser = argparse.ArgumentParser(description=f"{__doc__.splitlines()[0]} {same}")
     parser.add_argument("data", type=Path, help="a folder in BEIR layout")
     parser.add_argument("--size", type=int, default=8, help="passages in a list")
     parser.add_argument("--lists", type=int, default=256)
@@ -237,7 +239,7 @@ def joint(work: Path, count: int) -> dict[str, float]:
 
     pair, lists = load_pair(work, head_dropout=0.1), read_lists(work, count)
     started = time.perf_counter()
-    train_ours(pair, lists, TrainingConfig(), LossConfig())
+    train_ours(pair, lists, TrainingConfig(batch_lists=LISTS_A_STEP), LossConfig())
     return {"joint": time.perf_counter() - started}
 
 
@@ -387,7 +389,7 @@ def parity(work: Path, count: int) -> None:
     from tandemqa.training.joint import LossConfig
     from tandemqa.training.loop import _steps
 
-    lists, settings = read_lists(work, count), Settings(batch=8, pairs=-1, scoring=32, fast=False)
+    lists, settings = read_lists(work, count), Settings(batch=LISTS_A_STEP, pairs=-1, scoring=32, fast=False)
     rate = 2e-5
     config = TrainingConfig(
         batch_lists=settings.batch,

@@ -199,24 +199,28 @@ def step(*arguments):
 loop._step = step
 loop.CHECKPOINT_SECONDS = 0
 train(data, out, load_recipe("quick", settings))
+print(len(steps))
 """
 
 
 def test_a_chain_killed_in_every_training_stage_ends_with_the_same_bundle(
     finished, tiny_model, tiny_dataset, tmp_path
 ):
-    def run(at: int) -> int:
+    def run(at: int) -> tuple[int, str]:
         settings = [*WHOLE, f"retriever.model={tiny_model}", f"reranker.model={tiny_model}"]
         arguments = [sys.executable, "-c", KILLED, str(tiny_dataset), str(tmp_path / "run"), str(at), *settings]
-        return subprocess.run(arguments, capture_output=True).returncode
+        ended = subprocess.run(arguments, capture_output=True, text=True)
+        return ended.returncode, ended.stdout
 
     logs = sorted((finished / "stages").glob("*/log.jsonl"), key=lambda log: STAGES.index(log.parent.name))
     steps = [len(log.read_text().splitlines()) for log in logs]
     assert len(steps) == 5
-    for at in (2, steps[0] + 1, steps[1] + 3):  # counted anew in each process: warm-up, warm-up, after a refresh
-        assert run(at) == -9
+    kills = (2, steps[0] + 1, steps[1] + 3)  # counted anew in each process: warm-up, warm-up, after a refresh
+    for at in kills:
+        assert run(at) == (-9, "")
         assert not (tmp_path / "run" / "bundle").exists()
-    assert run(0) == 0
+    left = sum(steps) - sum(at - 1 for at in kills)
+    assert run(0) == (0, f"{left}\n"), "what was saved is not made again"
     fingerprints = [read_json(out / "bundle" / "tandem.json")["fingerprint"] for out in (finished, tmp_path / "run")]
     assert fingerprints[0] == fingerprints[1]
 

@@ -193,19 +193,23 @@ recipe = load_recipe("quick", ["data.questions=12", "joint.batch_lists=2", "warm
     "evaluation.split=null", f"retriever.model={model}", f"reranker.model={model}"])
 loop.CHECKPOINT_SECONDS = 0
 train(data, out, recipe)
+print(len(made))
 """
 
 
 def test_a_run_killed_twice_ends_with_the_same_bundle(tiny_model, tiny_dataset, tmp_path):
-    def run(out: Path, at: int) -> int:
+    def run(out: Path, at: int) -> tuple[int, str]:
+        """How it ended, and how many steps it made if it came to its end."""
         arguments = [sys.executable, "-c", KILLED, str(tiny_dataset), str(out), str(tiny_model), str(at)]
-        return subprocess.run(arguments, capture_output=True).returncode
+        ended = subprocess.run(arguments, capture_output=True, text=True)
+        return ended.returncode, ended.stdout
 
-    assert run(tmp_path / "straight", 1000) == 0
-    assert run(tmp_path / "killed", 3) == -9
-    assert run(tmp_path / "killed", 5) == -9
+    code, steps = run(tmp_path / "straight", 1000)
+    assert code == 0
+    assert run(tmp_path / "killed", 3) == (-9, "")
+    assert run(tmp_path / "killed", 5) == (-9, "")
     assert not (tmp_path / "killed" / "bundle").exists()
-    assert run(tmp_path / "killed", 1000) == 0
+    assert run(tmp_path / "killed", 1000) == (0, f"{int(steps) - 3 - 5}\n"), "what was saved is not made again"
     manifests = [
         json.loads((tmp_path / name / "bundle" / "tandem.json").read_text()) for name in ("straight", "killed")
     ]

@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import counted_steps
 
+from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
+from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.errors import TandemError
 from tandemqa.lists.build import NO_PASSAGE, TrainingLists
 from tandemqa.training import loop
-from tandemqa.training.batch import list_tokens, make_batch, split_lists
+from tandemqa.training.batch import Texts, list_tokens, make_batch, split_lists
 from tandemqa.training.config import TrainingConfig
 from tandemqa.training.joint import JointModel, LossConfig, joint_loss, loss_terms
 from tandemqa.training.listwise import Listwise
@@ -94,6 +96,27 @@ def test_a_text_in_several_lists_is_encoded_once(models, texts, lists):
         ours, _ = one_pass.scores(JointModel(models[0], None).eval(), batch)
         expected, _ = scores_one_by_one(models, texts, lists, np.arange(3))
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_less_than_a_twentieth_of_what_is_read_is_padding(size, tiny_model):
+    """Passages of about a hundred tokens, cut at 128, in steps of sixteen lists."""
+    retriever = DualEncoder.load(RetrieverConfig(model=str(tiny_model), passage_length=128))
+    reranker = CrossEncoder.load(RerankerConfig(model=str(tiny_model), pair_length=160))
+    generator = np.random.default_rng(size)
+
+    def drawn(count, tokens):
+        return [np.full(max(3, int(n)), 7, dtype=np.int32) for n in generator.lognormal(np.log(tokens), 0.4, count)]
+
+    texts = Texts(drawn(64, 12), drawn(2000, 100))
+    passages = np.stack([generator.permutation(2000)[:size] for _ in range(64)]).astype(np.int32)
+    lists = TrainingLists(np.arange(64, dtype=np.int32), passages)
+    sides, read = ((retriever, texts), (reranker, texts)), np.zeros(2)
+    for rows in np.arange(64).reshape(4, 16):
+        for cut in split_lists(list_tokens(lists, rows, sides), 8192):
+            read += make_batch(lists, rows[cut], *sides, 8192).tokens()
+    real, padded = read
+    assert 0.95 < real / padded < 1
 
 
 def test_one_step_updates_both_models_and_every_weight_that_takes_part(models, texts, lists, tmp_path):
