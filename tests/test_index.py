@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,28 @@ def test_each_structure_finds_what_its_manifest_promises(
     assert rows.shape == scores.shape == (2, 50) and rows.dtype == np.int32 and scores.dtype == np.float32
     assert sorted(rows[0, :40].tolist()) == list(range(40)) and (rows[:, 40:] == -1).all()
     assert np.isneginf(scores[:, 40:]).all() and (np.diff(scores[:, :40]) <= 0).all()
+
+
+@pytest.mark.parametrize("vectors", ["exact", "ivf", "hnsw"])
+def test_a_corpus_of_more_shards_than_file_handles(
+    bundle: Bundle, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vectors: Any
+) -> None:
+    monkeypatch.setenv("TANDEMQA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tandemqa.index.segment.SHARD", 1)
+    monkeypatch.setattr("tandemqa.index.vectors.SHARD", 1)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    dataset = load_dataset(tiny_dataset)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 25, hard))
+    try:
+        encoded = passage_index(bundle.retriever, dataset)
+        index = Index.build(bundle, dataset, tmp_path / "index", vectors, "fp16")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    rows = np.arange(40)
+    np.testing.assert_array_equal(index.vectors_of(rows.astype(np.int32)), encoded.vectors(rows))
+    expected = bundle.reranker.tokenize([passage.full for passage in dataset.passages])
+    assert [index.tokens[row].tolist() for row in rows.tolist()] == [ids.tolist() for ids in expected]
 
 
 # What it replaces

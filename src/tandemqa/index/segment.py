@@ -24,6 +24,7 @@ from tandemqa.files import read_json, remove_partial, save_array, whole_folder, 
 from tandemqa.index.dense import DenseIndex, Kind, Storage, in_half
 from tandemqa.index.lexical import LexicalIndex
 from tandemqa.index.recall import tune
+from tandemqa.index.shards import Shards
 from tandemqa.progress import bar
 
 SEGMENT, ROWS, VECTORS, WORDS, TOKENS, SHARDS = (
@@ -117,11 +118,12 @@ def write_segment(
         _index_words(folder / WORDS, count, source)
         blocks = sorted(shards.iterdir())
         if not (folder / TOKENS).exists():
-            TokenStore.of_blocks(folder / TOKENS, ((_load(b, "ids"), _load(b, "lengths")) for b in blocks))
-        index = DenseIndex.of_blocks(
-            [_load(block, "vectors") for block in blocks], *_resolved(vectors, storage, count)
-        )
-        recall = tune(index, [_load(block, "vectors") for block in blocks], questions)
+            ids, lengths = (Shards([block / f"{name}.npy" for block in blocks]) for name in ("ids", "lengths"))
+            # The lengths are copied, because the store holds those of all shards until it is written.
+            TokenStore.of_blocks(folder / TOKENS, zip(ids, map(np.array, lengths), strict=True))
+        encoded = Shards([block / "vectors.npy" for block in blocks])
+        index = DenseIndex.of_blocks(encoded, *_resolved(vectors, storage, count))
+        recall = tune(index, encoded, questions)
         index.save(folder / VECTORS)
         save_array(folder / ROWS, rows)
         files = sorted(f for f in folder.rglob("*") if f.is_file() and shards not in f.parents)
@@ -207,8 +209,3 @@ def _shared_lock(folder: Path) -> BinaryIO:
     except (FileNotFoundError, BlockingIOError) as error:  # gone, or about to go
         raise TandemError(f"The index lacks its segment {folder}; build the index again.") from error
     return file
-
-
-def _load(block: Path, name: str) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = np.load(block / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-    return array
