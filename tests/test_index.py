@@ -137,7 +137,7 @@ def test_a_corpus_of_more_shards_than_file_handles(
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     dataset = load_dataset(tiny_dataset)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 25, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 25, hard))
     try:
         encoded = passage_index(bundle.retriever, dataset)
         index = Index.build(bundle, dataset, tmp_path / "index", vectors, "fp16")

@@ -26,6 +26,7 @@ from tandemqa.data.dataset import Dataset, Passage, load_dataset
 from tandemqa.encoders import backbone
 from tandemqa.encoders.bundle import Bundle, save_bundle
 from tandemqa.errors import TandemError
+from tandemqa.files import fingerprint
 from tandemqa.index.index import Index, describe_index
 from tandemqa.index.lock import only_writer
 from tandemqa.index.update import MOST_SEGMENTS, Added, add_passages, delete_passages
@@ -276,6 +277,52 @@ def test_a_reader_sees_its_own_generation_to_the_end(index: Index, bundle: Bundl
     check(index, bundle, expected)  # words and texts are read only now
     check(changed, bundle, after(dataset, N1, N2, P3))
     assert len(Index.open(index.folder)) == 12
+
+
+def test_a_reader_sees_its_own_generation_when_another_index_is_built_in_its_place(
+    index: Index, bundle: Bundle, dataset: Dataset, tmp_path: Path
+) -> None:
+    changed = index.add(NEW)
+    expected = after(dataset, N1, N2, P3)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "corpus.jsonl").write_text('{"_id": "only", "text": "The only passage."}\n')
+    built = Index.build(bundle, tmp_path / "data", index.folder)
+    check(changed, bundle, expected)  # words and texts are read only now
+    check(index, bundle, after(dataset))
+    check(built, bundle, {"only": "The only passage."})
+    assert content(changed.refreshed()) == content(built)
+    for old in (index, changed):
+        old.close()
+    built.delete(["nobody"]).close()
+    assert [path.name for path in (index.folder / "segments").iterdir()] == [built.segments[0].folder.name]
+    assert {path.name for path in index.folder.parent.iterdir()} == {"data", "index"}
+
+
+def test_an_index_can_be_opened_while_others_are_built_in_its_place(
+    index: Index, bundle: Bundle, dataset: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "corpus.jsonl").write_text('{"_id": "only", "text": "The only passage."}\n')
+    contents = {
+        fingerprint(tmp_path / "data" / "corpus.jsonl"): {"only": "The only passage."},
+        index.about["data"]["fingerprint"]: after(dataset),
+    }
+
+    def build() -> None:
+        for folder in (tmp_path / "data", dataset.folder) * 4:
+            Index.build(bundle, folder, index.folder).close()
+
+    opened = []
+    with ThreadPoolExecutor(1) as pool:
+        building = pool.submit(build)
+        while not building.done():
+            found = Index.open(index.folder)
+            opened.append(found.about["data"]["fingerprint"])
+            assert content(found) == contents[opened[-1]]
+            assert (found.search_words(["passage"], 1)[0] >= 0).all() == (len(found) == 1)
+            found.close()
+        building.result()
+    assert set(opened) == set(contents)
 
 
 def test_what_no_reader_needs_is_removed_by_the_next_writer(index: Index, bundle: Bundle) -> None:

@@ -21,14 +21,14 @@ from tandemqa.data.dataset import Dataset
 from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.bundle import Bundle, check_bundle
 from tandemqa.errors import TandemError
-from tandemqa.files import read_json
+from tandemqa.files import put_back, read_json, stamp
 from tandemqa.index.lexical import search_parts
 from tandemqa.index.passages import PassageStore
 from tandemqa.index.segment import KindChoice, Segment, StorageChoice
 
 MANIFEST, PASSAGES, SEGMENTS = "index.json", "passages.sqlite", "segments"
 FORMAT = 2
-# A writer may remove a segment between the moment a reader learns of it and the moment it opens it.
+# A writer may remove a segment between the moment a reader learns of it and the moment it opens it, or replace all.
 ATTEMPTS = 5
 # Conditions whose rows are remembered, a byte a row.
 MASKS = 8
@@ -78,29 +78,31 @@ class Index:
     def open(cls, folder: str | Path) -> "Index":
         """Open an index; a file that is missing, truncated or damaged is a `TandemError` that names it."""
         folder = Path(folder)
-        about = read_manifest(folder)
         for attempt in range(ATTEMPTS):
-            passages = PassageStore(folder / PASSAGES)
-            segments: list[Segment] = []
+            found, passages = stamp(folder / MANIFEST), None
+            about = read_manifest(folder)
             try:
-                segments += (Segment(folder / SEGMENTS / name) for name in passages.segments)
+                passages = PassageStore(folder / PASSAGES)
+                segments = [Segment(folder / SEGMENTS / name) for name in passages.segments]
             except TandemError:
-                again = PassageStore(folder / PASSAGES)
-                if again.generation == passages.generation or attempt == ATTEMPTS - 1:
+                built_again = stamp(folder / MANIFEST) != found
+                changed = passages is not None and PassageStore(folder / PASSAGES).state != passages.state
+                if attempt == ATTEMPTS - 1 or not (built_again or changed):
                     raise
+                continue
+            if stamp(folder / MANIFEST) != found:  # what was read is of two builds
                 continue
             index = cls(folder, passages, tuple(segments), about)
             if sum(map(len, segments)) > passages.next_row:
                 raise TandemError(f"The index {folder} is damaged: its files disagree; build it again.")
             return index
-        raise AssertionError
+        raise TandemError(f"The index {folder} changes faster than it can be opened; open it again.")
 
     def refreshed(self) -> "Index":
         """The index as it is now: this object if nothing has changed since it was opened, else a new one."""
         now = PassageStore(self.folder / PASSAGES)
         now.close()
-        same = (now.generation, now.segments) == (self.passages.generation, self.passages.segments)
-        return self if same else Index.open(self.folder)
+        return self if now.state == self.passages.state else Index.open(self.folder)
 
     def close(self) -> None:
         """Let go of the generation, so that a writer may remove what has been replaced since."""
@@ -281,6 +283,7 @@ class SegmentTokens:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The content of `index.json`; a folder that is no index of this format is a `TandemError`."""
+    put_back(folder)
     if not folder.exists():
         raise TandemError(f"{folder} does not exist; name the folder that `tandemqa index --out` wrote.")
     if not (folder / MANIFEST).exists():

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from tandemqa.data.dataset import Passage, passage_of
 from tandemqa.data.lines import Metadata, fault, metadata_of, read_records, string_field
 from tandemqa.errors import TandemError
+from tandemqa.files import stamp
 from tandemqa.index.metadata import field_names, mask_of, searchable
 
 # A passage keeps its row for as long as it is in the index; rows are never given twice. `tombstones` are the rows
@@ -148,9 +149,9 @@ class PassageStore:
 
     def _check_unchanged(self) -> None:
         """Of a file that nothing guards, what was read counts only if it is still the one that was opened."""
-        if self._stamp is not None and self._stamp != _stamp(self.path):
+        if self._stamp is not None and self._stamp != stamp(self.path):
             raise TandemError(
-                f"The passages {self.path} were changed while they were read by someone who may not write there; "
+                f"The passages {self.path} were changed while they were read without the right to write there; "
                 "open the index again."
             )
 
@@ -169,7 +170,7 @@ def _snapshot(path: Path) -> tuple[sqlite3.Connection, tuple[int, ...] | None]:
     uri = path.absolute().as_uri()
     options: dict[str, Any] = {"uri": True, "check_same_thread": False, "isolation_level": None}
     log = path.with_name(f"{path.name}-wal")
-    stamp = None
+    opened = None
     try:
         database: sqlite3.Connection = sqlite3.connect(f"{uri}?mode=ro", **options)
         database.execute("BEGIN")
@@ -178,18 +179,9 @@ def _snapshot(path: Path) -> tuple[sqlite3.Connection, tuple[int, ...] | None]:
         # SQLite keeps books of its readers beside the file. Where it may not, a writer learns of none.
         if not path.exists() or (log.exists() and log.stat().st_size):
             raise
-        stamp = _stamp(path)
+        opened = stamp(path)
         database = sqlite3.connect(f"{uri}?mode=ro&immutable=1", **options)
-    return database, stamp
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What tells a file from itself after a change; nothing of one that is gone."""
-    try:
-        about = path.stat()
-    except FileNotFoundError:
-        return ()
-    return about.st_ino, about.st_size, about.st_mtime_ns
+    return database, opened
 
 
 def _check_size(database: sqlite3.Connection, path: Path) -> None:

@@ -8,8 +8,10 @@ tokens/          what the re-ranker reads: a token store
 """
 
 import fcntl
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
@@ -78,7 +80,10 @@ class Segment:
     @cached_property
     def words(self) -> list[LexicalIndex]:
         """BM25 of the passages in the order of their positions, `PART` in each."""
-        folders = sorted((self.folder / WORDS).iterdir())
+        try:
+            folders = sorted((self.folder / WORDS).iterdir())
+        except FileNotFoundError as error:
+            raise TandemError(f"The segment {self.folder} is gone; open the index again.") from error
         return [LexicalIndex.load(folder, self._mapped) for folder in folders]
 
     def close(self) -> None:
@@ -137,8 +142,15 @@ def write_segment(
     shutil.rmtree(shards, ignore_errors=True)
 
 
-def remove_unless_open(folder: Path) -> None:
-    """Remove a segment, unless a reader has it open."""
+def sweep(segments: Path, keep: Collection[str]) -> None:
+    """Remove from a folder of segments what is not to be kept, except those that a reader has open."""
+    remove_partial(segments)
+    for segment in segments.iterdir():
+        if segment.name not in keep:
+            _remove_unless_open(segment)
+
+
+def _remove_unless_open(folder: Path) -> None:
     try:
         with (folder / SEGMENT).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,6 +159,17 @@ def remove_unless_open(folder: Path) -> None:
         shutil.rmtree(folder)
     except BlockingIOError:
         pass
+
+
+def link(segments: Path, into: Path) -> None:
+    """Give all segments of a folder a second place, where those who have them open find what they have yet to read.
+
+    They share files and so locks; on a disk without hard links nothing is there.
+    """
+    for segment in segments.glob("*"):
+        shutil.rmtree(into / segment.name, ignore_errors=True)
+        with suppress(OSError):
+            shutil.copytree(segment, into / segment.name, copy_function=os.link)
 
 
 def _encode(shards: Path, count: int, source: Source) -> None:
