@@ -71,7 +71,12 @@ def test_its_manifest_tells_data_models_and_sizes(bundle: Bundle, built: Path, t
     on_disk = {str(p.relative_to(built)): p.stat().st_size for p in built.rglob("*") if p.is_file()}
     (segment,) = described["segments"].values()
     assert segment["vectors"] == {"kind": "exact", "storage": "fp16", "size": bundle.retriever.size}
-    assert segment["recall"] == {"recall@40": 1.0, "queries": 38, "sampled from": "questions"}
+    assert segment["recall"] == {
+        "recall@40": 1.0,
+        "queries": 38,
+        "sampled from": "questions",
+        "exact search over": "vectors as encoded",
+    }
     # What SQLite keeps beside its file comes and goes with its readers.
     beside = {"write.lock", "passages.sqlite-wal", "passages.sqlite-shm"}
     assert set(on_disk) - set(described["files"]) - beside == {

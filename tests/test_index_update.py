@@ -157,6 +157,25 @@ def test_compaction_changes_nothing_that_is_seen(
     assert changed.compact().passages.generation == changed.passages.generation  # there was nothing to do
 
 
+def test_the_recall_of_copies_says_that_they_are_copies(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
+    for storage, copied in (("int8", "copies rounded to bytes"), ("fp16", "vectors as encoded")):
+        index = Index.build(bundle, dataset, tmp_path / storage, "ivf", storage).add(NEW)
+        assert [s["recall"]["exact search over"] for s in described(index)] == ["vectors as encoded"] * 2
+        assert [s["recall"]["exact search over"] for s in described(index.compact())] == [copied]
+    path = index.folder / "index.json"
+    path.write_text(path.read_text().replace('"storage": "fp16"', '"storage": "int8"'))
+    index.add([{"_id": "n3", "text": "t"}]).compact().close()
+    path.write_text(path.read_text().replace('"storage": "int8"', '"storage": "fp16"'))
+    (whole,) = described(index.add([{"_id": "n4", "text": "t"}]).compact())
+    # The first was made of halves, this one of its bytes, though it is in half precision again.
+    assert whole["vectors"]["storage"] == "fp16"
+    assert whole["recall"]["exact search over"] == "copies rounded to bytes"
+
+
+def described(index: Index) -> list[dict[str, Any]]:
+    return list(describe_index(index.folder)["segments"].values())
+
+
 def test_more_is_added_in_parts_than_fits_into_one(
     index: Index, bundle: Bundle, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

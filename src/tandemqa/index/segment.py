@@ -46,6 +46,9 @@ MAPPED = 10_000
 # Above so many vectors "auto" is approximate.
 EXACT_AT_MOST = 1_000_000
 
+# What recall is measured against: what rounding to bytes had lost before, it does not tell.
+EXACT, ENCODED, ROUNDED = "exact search over", "vectors as encoded", "copies rounded to bytes"
+
 KindChoice = Literal["auto", "exact", "ivf", "hnsw"]
 StorageChoice = Literal["auto", "fp16", "int8"]
 
@@ -77,6 +80,11 @@ class Segment:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def rounded(self) -> bool:
+        """Whether its vectors are rounded to bytes, or have been before."""
+        return bool(self.about["vectors"]["storage"] == "int8" or self.about["recall"].get(EXACT) == ROUNDED)
+
     @cached_property
     def words(self) -> list[LexicalIndex]:
         """BM25 of the passages in the order of their positions, `PART` in each."""
@@ -92,6 +100,10 @@ class Segment:
 
 class Source(Protocol):
     """What a segment is made of (see `source.py`); passages are asked for from the place `start` to before `stop`."""
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the vectors are copies that were rounded to bytes, and no longer as the retriever gave them."""
 
     def texts(self, start: int, stop: int, /) -> list[str]:
         """What the models read of each."""
@@ -135,7 +147,7 @@ def write_segment(
         about = {
             "passages": count,
             "vectors": _structure(index, _resolved(vectors, storage, count)[1]),
-            "recall": recall.as_json(),
+            "recall": {**recall.as_json(), EXACT: ROUNDED if source.rounded else ENCODED},
             "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
         }
         write_json(folder / SEGMENT, about)
