@@ -21,6 +21,7 @@ from tandemqa.data.dataset import Dataset, check_layout, read_queries
 from tandemqa.data.lines import opened, read_records
 from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.bundle import Bundle
+from tandemqa.encoders.calibration import load_ranges
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
 from tandemqa.files import (
@@ -34,7 +35,7 @@ from tandemqa.files import (
     write_json,
 )
 from tandemqa.index.index import FORMAT, MANIFEST, PASSAGES, SEGMENTS
-from tandemqa.index.lock import LOCK, only_writer
+from tandemqa.index.lock import LOCK, only_calibrating, only_writer
 from tandemqa.index.passages import PassageStore, Record, record_of, store_passages
 from tandemqa.index.recall import QUERIES
 from tandemqa.index.segment import KindChoice, StorageChoice, link, sweep, write_segment
@@ -78,7 +79,7 @@ def build(
     if not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
     if precision == "int8" and not bundle.calibrated:
-        bundle.calibrate(*_texts(folder))
+        _calibrate(bundle, folder)
     bundle = bundle.at(precision)
     questions = _questions(bundle.retriever, _asked(folder))
     partial = place.with_name(f".{place.name}.partial")
@@ -163,6 +164,15 @@ def _records(corpus: Path) -> Iterator[tuple[int, Record]]:
             yield number, record_of(corpus, number, record)
             progress.update(offset - progress.n)
         progress.update(size - progress.n)
+
+
+def _calibrate(bundle: Bundle, folder: Path) -> None:
+    """Measure the ranges of a bundle, unless another build has just done so: an index is bound to those it was built
+    with, so that two that are begun at once must have the same."""
+    with explained(bundle.folder), only_calibrating(bundle.folder):
+        load_ranges(bundle.folder, bundle.retriever, bundle.reranker)
+        if not bundle.calibrated:
+            bundle.calibrate(*_texts(folder))
 
 
 def _texts(folder: Path) -> tuple[list[str], list[str]]:
