@@ -29,8 +29,8 @@ from tandemqa.errors import TandemError
 from tandemqa.files import fingerprint
 from tandemqa.index.index import Index, describe_index
 from tandemqa.index.lock import only_writer
-from tandemqa.index.update import MOST_SEGMENTS, Added, add_passages, delete_passages
-from tandemqa.search.searcher import Searcher
+from tandemqa.index.update import MOST_SEGMENTS, Added, add_passages, compact, delete_passages
+from tandemqa.search.searcher import Answer, Searcher
 
 NEW = [
     {"_id": "n1", "title": "Sundial", "text": "The shadow of a rod tells the hour.", "year": 1500},
@@ -363,6 +363,93 @@ def test_a_reader_learns_whether_there_is_a_newer_generation(index: Index, bundl
     index.add(NEW[:1])
     newer = index.refreshed()
     assert newer is not index and (len(index), len(newer)) == (40, 41) and newer.refreshed() is newer
+
+
+def ids(searcher: Searcher, question: str = "what tells the hour") -> set[str]:
+    return {hit.id for hit in searcher.search(question, k=100, depth=1)}
+
+
+def test_a_search_sees_what_was_committed_before_it_began(
+    index: Index, bundle: Bundle, dataset: Dataset, tmp_path: Path
+) -> None:
+    searchers = [Searcher(index, bundle), Searcher(index.folder, bundle)]
+    old = {passage.id for passage in dataset.passages}
+    for change, expected in (
+        (lambda: add_passages(index.folder, NEW, bundle), old | {"n1", "n2"}),
+        (lambda: delete_passages(index.folder, ["p7"]), (old | {"n1", "n2"}) - {"p7"}),
+        (lambda: compact(index.folder), (old | {"n1", "n2"}) - {"p7"}),
+        (lambda: Index.build(bundle, dataset, index.folder), old),
+    ):
+        change()
+        assert [ids(searcher) for searcher in searchers] == [expected] * 2
+        assert {hit.id for hit in searchers[0].search("bread", k=100, mode="hybrid")} == expected
+    assert content(index) == after(dataset)  # what was handed in shows its own generation to the end
+    assert len(searchers[0].index) == 40
+    searchers[0].index.close()
+    assert ids(searchers[0]) == old
+    about = json.loads((index.folder / "index.json").read_text())
+    about["bundle"]["fingerprint"] = "another"
+    (index.folder / "index.json").write_text(json.dumps(about))
+    with pytest.raises(TandemError, match="was built again with other models, or in another"):
+        searchers[0].search("bread")
+
+
+def test_an_idle_searcher_keeps_no_log_and_its_next_search_lets_go_of_old_segments(
+    index: Index, bundle: Bundle
+) -> None:
+    folder = index.folder
+    log = folder / "passages.sqlite-wal"
+    index.close()
+    searcher = Searcher(folder, bundle)
+    held = sqlite3.connect(folder / "passages.sqlite")
+    held.execute("SELECT * FROM state").fetchall()  # so that the log is not removed, as it is by the last to close
+    for _ in range(2):
+        add_passages(folder, NEW, bundle)
+        assert log.stat().st_size == 0
+        ids(searcher)
+        compact(folder)
+        assert log.stat().st_size == 0
+        ids(searcher)
+    delete_passages(folder, ["nobody"])
+    assert [path.name for path in (folder / "segments").iterdir()] == Index.open(folder).passages.segments
+    held.close()
+
+
+def test_searches_of_many_threads_each_see_one_generation(index: Index, bundle: Bundle, dataset: Dataset) -> None:
+    """A writer replaces two passages together, again and again; a search finds both as they were last, or newer."""
+    searcher = Searcher(index, bundle)
+    index.close()
+    committed, done = [0], threading.Event()
+
+    def versions(answer: Answer) -> set[str]:
+        return {hit.text for hit in answer if hit.id in ("a", "b")}
+
+    def write(number: int) -> None:
+        add_passages(searcher.index.folder, [{"_id": name, "text": f"version {number}"} for name in "ab"], bundle)
+        committed[0] = number
+
+    def search() -> list[int]:
+        seen = []
+        while not done.is_set():
+            before = committed[0]
+            mode = ("dense", "hybrid", "bm25")[len(seen) % 3]
+            found = versions(searcher.search("version", k=100, depth=1, mode=mode))
+            assert len(found) == 1
+            seen.append(int(found.pop().split()[1]))
+            assert seen[-1] >= before
+        return seen
+
+    write(1)
+    with ThreadPoolExecutor(3) as pool:
+        searches = [pool.submit(search) for _ in range(3)]
+        for number in range(2, 26):
+            write(number)
+            if number % 8 == 0:
+                compact(searcher.index.folder)
+        done.set()
+        seen = [each.result() for each in searches]
+    assert all(numbers == sorted(numbers) for numbers in seen)
+    assert len({number for numbers in seen for number in numbers}) > 5
 
 
 def test_an_index_can_be_opened_at_any_moment_of_a_writer(

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -64,17 +65,24 @@ class PassageStore:
     reader may not write there can be none, and a file that was changed meanwhile is a `TandemError` of the next read.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open a store; a file that is missing, cut short or no store is a `TandemError`."""
+    def __init__(self, path: Path, earlier: "PassageStore | None" = None) -> None:
+        """Open a store; a file that is missing, cut short or no store is a `TandemError`.
+
+        What an `earlier` store of the same generation has counted is not counted again.
+        """
         self.path = path
         self._stamp: tuple[int, ...] | None = None
         try:
             self._database, self._stamp = _snapshot(path)
+            self._closing = weakref.finalize(self, self._database.close)
             _check_size(self._database, path)
             (self.generation, self.next_row) = self._database.execute("SELECT * FROM state").fetchone()
-            (self._dead,) = self._database.execute("SELECT count(*) FROM tombstones").fetchone()
             segments = self._database.execute("SELECT name FROM segments ORDER BY number").fetchall()
             self.segments = [str(name) for (name,) in segments]
+            if earlier is not None and earlier.state == self.state:
+                self._dead = earlier.deleted
+            else:
+                (self._dead,) = self._database.execute("SELECT count(*) FROM tombstones").fetchone()
         except (sqlite3.Error, TypeError) as error:
             raise self._failed(error) from error
         self._check_unchanged()
@@ -127,7 +135,7 @@ class PassageStore:
         return field_names(self._execute)
 
     def close(self) -> None:
-        self._database.close()
+        self._closing()
 
     def _row(self, row: int) -> tuple[str, str, str, str | None]:
         query = "SELECT id, title, text, metadata FROM passages WHERE row = ?"

@@ -10,6 +10,7 @@ tokens/          what the re-ranker reads: a token store
 import fcntl
 import os
 import shutil
+import weakref
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -57,12 +58,12 @@ Encoded = tuple[npt.NDArray[np.floating], Sequence[npt.NDArray[np.int32]]]
 
 
 class Segment:
-    """A segment that is open: it cannot be removed (by the sweep of a writer) until it is closed."""
+    """A segment that is open: as long as anything refers to it, no writer's sweep removes it."""
 
     def __init__(self, folder: Path) -> None:
         """Open a segment; a file that is missing, cut short or damaged is a `TandemError` that names it."""
         self.folder = folder
-        self._lock = _shared_lock(folder)
+        weakref.finalize(self, _shared_lock(folder).close)
         self.about = read_json(folder / SEGMENT)
         _check_files(folder, self.about)
         self._mapped = self.about["passages"] >= MAPPED
@@ -93,9 +94,6 @@ class Segment:
         except FileNotFoundError as error:
             raise TandemError(f"The segment {self.folder} is gone; open the index again.") from error
         return [LexicalIndex.load(folder, self._mapped) for folder in folders]
-
-    def close(self) -> None:
-        self._lock.close()
 
 
 class Source(Protocol):
