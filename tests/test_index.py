@@ -163,6 +163,15 @@ def test_a_new_index_replaces_an_old_one(bundle: Bundle, tiny_dataset: Path, ind
     assert [path.name for path in index_copy.parent.iterdir()] == ["index"]
 
 
+def test_an_index_whose_replacement_was_killed_between_two_renames_is_put_back(
+    bundle: Bundle, tiny_dataset: Path, index_copy: Path
+) -> None:
+    for again in (Index.open, lambda folder: Index.build(bundle, tiny_dataset, folder)):
+        index_copy.rename(index_copy.with_name(".index.0a1b2c3d.old"))
+        assert len(again(index_copy)) == 40
+        assert [path.name for path in index_copy.parent.iterdir()] == ["index"]
+
+
 def test_an_empty_folder_is_free(bundle: Bundle, tiny_dataset: Path, tmp_path: Path) -> None:
     assert len(Index.build(bundle, tiny_dataset, tmp_path)) == 40
 

@@ -67,7 +67,7 @@ def put_in_place(partial: Path, path: Path) -> None:
         while not _renamed(partial, path):
             shutil.rmtree(old, ignore_errors=True)
             if _exchanged(partial, path):
-                _remove(partial, _beside(path, "partial"))
+                partial.rename(_beside(path, "gone"))
                 break
             with suppress(FileNotFoundError):
                 path.rename(old)
@@ -78,13 +78,17 @@ def put_in_place(partial: Path, path: Path) -> None:
         raise
     finally:
         if path.exists():
-            for left in _old_ones(path):
-                _remove(left, _beside(path, "partial"))
+            # Renamed first, so that no part of a folder is ever put back.
+            for left in _left(path, "old"):
+                with suppress(OSError):  # another process does it
+                    left.rename(_beside(path, "gone"))
+            for left in _left(path, "gone"):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def put_back(path: Path) -> None:
     """If a process was killed while it put a folder in the place of another at `path`, give that its name again."""
-    for old in [] if path.exists() else _old_ones(path):
+    for old in [] if path.exists() else _left(path, "old"):
         with suppress(OSError):  # another process put one there, or it may not be done
             old.rename(path)
 
@@ -109,15 +113,8 @@ def _exchanged(one: Path, other: Path) -> bool:
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
-def _remove(folder: Path, rest: Path) -> None:
-    """Remove a folder, once it is called `rest`, so that no part of it is ever taken for the whole."""
-    with suppress(OSError):  # another process removes it
-        folder.rename(rest)
-        shutil.rmtree(rest, ignore_errors=True)
-
-
-def _old_ones(path: Path) -> list[Path]:
-    return list(path.parent.glob(f".{glob.escape(path.name)}.*.old"))
+def _left(path: Path, kind: str) -> list[Path]:
+    return list(path.parent.glob(f".{glob.escape(path.name)}.*.{kind}"))
 
 
 def _beside(path: Path, kind: str) -> Path:
