@@ -415,8 +415,11 @@ def test_an_idle_searcher_keeps_no_log_and_its_next_search_lets_go_of_old_segmen
     held.close()
 
 
-def test_searches_of_many_threads_each_see_one_generation(index: Index, bundle: Bundle, dataset: Dataset) -> None:
+def test_searches_of_many_threads_each_see_one_generation(
+    index: Index, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A writer replaces two passages together, again and again; a search finds both as they were last, or newer."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     searcher = Searcher(index, bundle)
     index.close()
     committed, done = [0], threading.Event()
@@ -442,14 +445,14 @@ def test_searches_of_many_threads_each_see_one_generation(index: Index, bundle: 
     write(1)
     with ThreadPoolExecutor(3) as pool:
         searches = [pool.submit(search) for _ in range(3)]
-        for number in range(2, 26):
+        for number in range(2, 12):
             write(number)
-            if number % 8 == 0:
+            if number % 4 == 0:
                 compact(searcher.index.folder)
         done.set()
         seen = [each.result() for each in searches]
     assert all(numbers == sorted(numbers) for numbers in seen)
-    assert len({number for numbers in seen for number in numbers}) > 5
+    assert len({number for numbers in seen for number in numbers}) > 3
 
 
 def test_an_index_can_be_opened_at_any_moment_of_a_writer(
