@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,12 @@ def test_its_manifest_tells_data_models_and_sizes(bundle: Bundle, built: Path, t
     on_disk = {str(p.relative_to(built)): p.stat().st_size for p in built.rglob("*") if p.is_file()}
     (segment,) = described["segments"].values()
     assert segment["vectors"] == {"kind": "exact", "storage": "fp16", "size": bundle.retriever.size}
-    assert segment["recall"] == {"recall@40": 1.0, "queries": 38, "sampled from": "questions"}
+    assert segment["recall"] == {
+        "recall@40": 1.0,
+        "queries": 38,
+        "sampled from": "questions",
+        "exact search over": "vectors as encoded",
+    }
     # What SQLite keeps beside its file comes and goes with its readers.
     beside = {"write.lock", "passages.sqlite-wal", "passages.sqlite-shm"}
     assert set(on_disk) - set(described["files"]) - beside == {
@@ -126,6 +132,28 @@ def test_each_structure_finds_what_its_manifest_promises(
     assert np.isneginf(scores[:, 40:]).all() and (np.diff(scores[:, :40]) <= 0).all()
 
 
+@pytest.mark.parametrize("vectors", ["exact", "ivf", "hnsw"])
+def test_a_corpus_of_more_shards_than_file_handles(
+    bundle: Bundle, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vectors: Any
+) -> None:
+    monkeypatch.setenv("TANDEMQA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tandemqa.index.segment.SHARD", 1)
+    monkeypatch.setattr("tandemqa.index.vectors.SHARD", 1)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    dataset = load_dataset(tiny_dataset)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 25, hard))
+    try:
+        encoded = passage_index(bundle.retriever, dataset)
+        index = Index.build(bundle, dataset, tmp_path / "index", vectors, "fp16")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    rows = np.arange(40)
+    np.testing.assert_array_equal(index.vectors_of(rows.astype(np.int32)), encoded.vectors(rows))
+    expected = bundle.reranker.tokenize([passage.full for passage in dataset.passages])
+    assert [index.tokens[row].tolist() for row in rows.tolist()] == [ids.tolist() for ids in expected]
+
+
 # What it replaces
 
 
@@ -133,6 +161,15 @@ def test_a_new_index_replaces_an_old_one(bundle: Bundle, tiny_dataset: Path, ind
     (index_copy / "index.json").write_text("{")  # even one that is damaged
     assert len(Index.build(bundle, tiny_dataset, index_copy)) == 40
     assert [path.name for path in index_copy.parent.iterdir()] == ["index"]
+
+
+def test_an_index_whose_replacement_was_killed_between_two_renames_is_put_back(
+    bundle: Bundle, tiny_dataset: Path, index_copy: Path
+) -> None:
+    for again in (Index.open, lambda folder: Index.build(bundle, tiny_dataset, folder)):
+        index_copy.rename(index_copy.with_name(".index.0a1b2c3d.old"))
+        assert len(again(index_copy)) == 40
+        assert [path.name for path in index_copy.parent.iterdir()] == ["index"]
 
 
 def test_an_empty_folder_is_free(bundle: Bundle, tiny_dataset: Path, tmp_path: Path) -> None:

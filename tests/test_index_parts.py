@@ -21,7 +21,7 @@ from tandemqa.index import recall
 from tandemqa.index.dense import DenseIndex, Kind, Storage
 from tandemqa.index.lexical import LexicalIndex, search_parts
 from tandemqa.index.metadata import Condition, searchable
-from tandemqa.index.passages import PassageStore, Record, store_passages
+from tandemqa.index.passages import PassageStore, Record, fold, remove, store_passages, transaction
 
 # Passages
 
@@ -97,18 +97,60 @@ def test_passages_are_read_only_and_shared_by_threads(tmp_path: Path) -> None:
     assert wrong == []
 
 
-def test_passages_are_read_where_nothing_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored(tmp_path / "p.sqlite", AWKWARD).close()
+@pytest.fixture
+def no_right_to_write(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Readers cannot keep SQLite's books; writers, whose connections are no URI, can. What readers asked for."""
     connect, asked = sqlite3.connect, []
 
-    def read_only_disk(path: str, **options: Any) -> sqlite3.Connection:
-        asked.append(path)
-        if "immutable" not in path:
-            raise sqlite3.OperationalError("unable to open database file")
+    def refuse(path: str | Path, **options: Any) -> sqlite3.Connection:
+        if "uri" in options:
+            asked.append(str(path))
+            if "immutable" not in str(path):
+                raise sqlite3.OperationalError("unable to open database file")
         return connect(path, **options)
 
-    monkeypatch.setattr(sqlite3, "connect", read_only_disk)
-    assert PassageStore(tmp_path / "p.sqlite").rows([0]) == AWKWARD[:1] and len(asked) == 2
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    return asked
+
+
+def test_passages_are_read_where_nothing_may_be_written(tmp_path: Path, no_right_to_write: list[str]) -> None:
+    stored(tmp_path / "p.sqlite", AWKWARD).close()
+    assert PassageStore(tmp_path / "p.sqlite").rows([0]) == AWKWARD[:1] and len(no_right_to_write) == 4
+
+
+@pytest.mark.usefixtures("no_right_to_write")
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda store: store.rows([3000]),
+        lambda store: store.rows([0]),  # gone by then
+        lambda store: store.row("0"),
+        lambda store: store.live(),
+        lambda store: list(store.ids()),
+        lambda store: store.fulfilling(["n>=1"]),
+    ],
+)
+def test_passages_that_another_user_changes_are_not_garbage(tmp_path: Path, read: Callable[[Any], Any]) -> None:
+    passages = [Passage(str(row), "", f"text {row} " * 20) for row in range(4000)]
+    store = stored(tmp_path / "p.sqlite", passages, ({"n": row} for row in range(4000)))
+    read(store)
+    with transaction(tmp_path / "p.sqlite") as database:
+        remove(database, [str(row) for row in range(3900) if row != 3000])
+    fold(tmp_path / "p.sqlite")
+    with pytest.raises(TandemError, match=r"p\.sqlite were changed while they were read .*; open the index again"):
+        read(store)
+    assert PassageStore(tmp_path / "p.sqlite").rows([3000]) == passages[3000:3001]
+
+
+@pytest.mark.usefixtures("no_right_to_write")
+def test_passages_that_are_still_as_they_were_opened_can_be_read(tmp_path: Path) -> None:
+    store = stored(tmp_path / "p.sqlite", AWKWARD)
+    held = sqlite3.connect(tmp_path / "p.sqlite")
+    held.execute("SELECT * FROM state").fetchall()  # so that what is written stays in the log
+    with transaction(tmp_path / "p.sqlite") as database:
+        remove(database, ["a"])
+    assert store.rows([0]) == AWKWARD[:1] and store.row("a") == 0
+    held.close()
 
 
 def test_a_passage_store_that_is_missing_is_named_and_not_made(tmp_path: Path) -> None:

@@ -26,10 +26,11 @@ from tandemqa.data.dataset import Dataset, Passage, load_dataset
 from tandemqa.encoders import backbone
 from tandemqa.encoders.bundle import Bundle, save_bundle
 from tandemqa.errors import TandemError
+from tandemqa.files import fingerprint
 from tandemqa.index.index import Index, describe_index
 from tandemqa.index.lock import only_writer
-from tandemqa.index.update import MOST_SEGMENTS, Added, add_passages, delete_passages
-from tandemqa.search.searcher import Searcher
+from tandemqa.index.update import MOST_SEGMENTS, Added, add_passages, compact, delete_passages
+from tandemqa.search.searcher import Answer, Searcher
 
 NEW = [
     {"_id": "n1", "title": "Sundial", "text": "The shadow of a rod tells the hour.", "year": 1500},
@@ -156,6 +157,25 @@ def test_compaction_changes_nothing_that_is_seen(
     assert changed.compact().passages.generation == changed.passages.generation  # there was nothing to do
 
 
+def test_the_recall_of_copies_says_that_they_are_copies(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
+    for storage, copied in (("int8", "copies rounded to bytes"), ("fp16", "vectors as encoded")):
+        index = Index.build(bundle, dataset, tmp_path / storage, "ivf", storage).add(NEW)
+        assert [s["recall"]["exact search over"] for s in described(index)] == ["vectors as encoded"] * 2
+        assert [s["recall"]["exact search over"] for s in described(index.compact())] == [copied]
+    path = index.folder / "index.json"
+    path.write_text(path.read_text().replace('"storage": "fp16"', '"storage": "int8"'))
+    index.add([{"_id": "n3", "text": "t"}]).compact().close()
+    path.write_text(path.read_text().replace('"storage": "int8"', '"storage": "fp16"'))
+    (whole,) = described(index.add([{"_id": "n4", "text": "t"}]).compact())
+    # The first was made of halves, this one of its bytes, though it is in half precision again.
+    assert whole["vectors"]["storage"] == "fp16"
+    assert whole["recall"]["exact search over"] == "copies rounded to bytes"
+
+
+def described(index: Index) -> list[dict[str, Any]]:
+    return list(describe_index(index.folder)["segments"].values())
+
+
 def test_more_is_added_in_parts_than_fits_into_one(
     index: Index, bundle: Bundle, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -278,6 +298,52 @@ def test_a_reader_sees_its_own_generation_to_the_end(index: Index, bundle: Bundl
     assert len(Index.open(index.folder)) == 12
 
 
+def test_a_reader_sees_its_own_generation_when_another_index_is_built_in_its_place(
+    index: Index, bundle: Bundle, dataset: Dataset, tmp_path: Path
+) -> None:
+    changed = index.add(NEW)
+    expected = after(dataset, N1, N2, P3)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "corpus.jsonl").write_text('{"_id": "only", "text": "The only passage."}\n')
+    built = Index.build(bundle, tmp_path / "data", index.folder)
+    check(changed, bundle, expected)  # words and texts are read only now
+    check(index, bundle, after(dataset))
+    check(built, bundle, {"only": "The only passage."})
+    assert content(changed.refreshed()) == content(built)
+    for old in (index, changed):
+        old.close()
+    built.delete(["nobody"]).close()
+    assert [path.name for path in (index.folder / "segments").iterdir()] == [built.segments[0].folder.name]
+    assert {path.name for path in index.folder.parent.iterdir()} == {"data", "index"}
+
+
+def test_an_index_can_be_opened_while_others_are_built_in_its_place(
+    index: Index, bundle: Bundle, dataset: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "corpus.jsonl").write_text('{"_id": "only", "text": "The only passage."}\n')
+    contents = {
+        fingerprint(tmp_path / "data" / "corpus.jsonl"): {"only": "The only passage."},
+        index.about["data"]["fingerprint"]: after(dataset),
+    }
+
+    def build() -> None:
+        for folder in (tmp_path / "data", dataset.folder) * 4:
+            Index.build(bundle, folder, index.folder).close()
+
+    opened = []
+    with ThreadPoolExecutor(1) as pool:
+        building = pool.submit(build)
+        while not building.done():
+            found = Index.open(index.folder)
+            opened.append(found.about["data"]["fingerprint"])
+            assert content(found) == contents[opened[-1]]
+            assert (found.search_words(["passage"], 1)[0] >= 0).all() == (len(found) == 1)
+            found.close()
+        building.result()
+    assert set(opened) == set(contents)
+
+
 def test_what_no_reader_needs_is_removed_by_the_next_writer(index: Index, bundle: Bundle) -> None:
     folder = index.folder / "segments"
     changed = index.add(NEW)
@@ -297,6 +363,96 @@ def test_a_reader_learns_whether_there_is_a_newer_generation(index: Index, bundl
     index.add(NEW[:1])
     newer = index.refreshed()
     assert newer is not index and (len(index), len(newer)) == (40, 41) and newer.refreshed() is newer
+
+
+def ids(searcher: Searcher, question: str = "what tells the hour") -> set[str]:
+    return {hit.id for hit in searcher.search(question, k=100, depth=1)}
+
+
+def test_a_search_sees_what_was_committed_before_it_began(
+    index: Index, bundle: Bundle, dataset: Dataset, tmp_path: Path
+) -> None:
+    searchers = [Searcher(index, bundle), Searcher(index.folder, bundle)]
+    old = {passage.id for passage in dataset.passages}
+    for change, expected in (
+        (lambda: add_passages(index.folder, NEW, bundle), old | {"n1", "n2"}),
+        (lambda: delete_passages(index.folder, ["p7"]), (old | {"n1", "n2"}) - {"p7"}),
+        (lambda: compact(index.folder), (old | {"n1", "n2"}) - {"p7"}),
+        (lambda: Index.build(bundle, dataset, index.folder), old),
+    ):
+        change()
+        assert [ids(searcher) for searcher in searchers] == [expected] * 2
+        assert {hit.id for hit in searchers[0].search("bread", k=100, mode="hybrid")} == expected
+    assert content(index) == after(dataset)  # what was handed in shows its own generation to the end
+    assert len(searchers[0].index) == 40
+    searchers[0].index.close()
+    assert ids(searchers[0]) == old
+    about = json.loads((index.folder / "index.json").read_text())
+    about["bundle"]["fingerprint"] = "another"
+    (index.folder / "index.json").write_text(json.dumps(about))
+    with pytest.raises(TandemError, match="was built again with other models, or in another"):
+        searchers[0].search("bread")
+
+
+def test_an_idle_searcher_keeps_no_log_and_its_next_search_lets_go_of_old_segments(
+    index: Index, bundle: Bundle
+) -> None:
+    folder = index.folder
+    log = folder / "passages.sqlite-wal"
+    index.close()
+    searcher = Searcher(folder, bundle)
+    held = sqlite3.connect(folder / "passages.sqlite")
+    held.execute("SELECT * FROM state").fetchall()  # so that the log is not removed, as it is by the last to close
+    for _ in range(2):
+        add_passages(folder, NEW, bundle)
+        assert log.stat().st_size == 0
+        ids(searcher)
+        compact(folder)
+        assert log.stat().st_size == 0
+        ids(searcher)
+    delete_passages(folder, ["nobody"])
+    assert [path.name for path in (folder / "segments").iterdir()] == Index.open(folder).passages.segments
+    held.close()
+
+
+def test_searches_of_many_threads_each_see_one_generation(
+    index: Index, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer replaces two passages together, again and again; a search finds both as they were last, or newer."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    searcher = Searcher(index, bundle)
+    index.close()
+    committed, done = [0], threading.Event()
+
+    def versions(answer: Answer) -> set[str]:
+        return {hit.text for hit in answer if hit.id in ("a", "b")}
+
+    def write(number: int) -> None:
+        add_passages(searcher.index.folder, [{"_id": name, "text": f"version {number}"} for name in "ab"], bundle)
+        committed[0] = number
+
+    def search() -> list[int]:
+        seen = []
+        while not done.is_set():
+            before = committed[0]
+            mode = ("dense", "hybrid", "bm25")[len(seen) % 3]
+            found = versions(searcher.search("version", k=100, depth=1, mode=mode))
+            assert len(found) == 1
+            seen.append(int(found.pop().split()[1]))
+            assert seen[-1] >= before
+        return seen
+
+    write(1)
+    with ThreadPoolExecutor(3) as pool:
+        searches = [pool.submit(search) for _ in range(3)]
+        for number in range(2, 12):
+            write(number)
+            if number % 4 == 0:
+                compact(searcher.index.folder)
+        done.set()
+        seen = [each.result() for each in searches]
+    assert all(numbers == sorted(numbers) for numbers in seen)
+    assert len({number for numbers in seen for number in numbers}) > 3
 
 
 def test_an_index_can_be_opened_at_any_moment_of_a_writer(

@@ -1,6 +1,9 @@
 """Products in bytes are those of float64 on the same bytes; the encoder made of them is nearly the one in float32."""
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.encoders.packed import attend, packed
 from tandemqa.encoders.quantised import Int8Feedforward, SmoothedLinear, has_int8, measure_ranges
 from tandemqa.errors import TandemError
+from tandemqa.index import build
 from tandemqa.index.index import Index
 from tandemqa.search.searcher import Searcher
 
@@ -242,6 +246,36 @@ def test_an_index_remembers_its_precision_and_the_bundle_its_ranges(
     Bundle.load(folder).calibrate([], texts[:3])
     with pytest.raises(TandemError, match=r"before int8\.safetensors of .* was made anew; build it again"):
         index.load_bundle()
+
+
+@needs_int8
+def test_two_first_builds_at_once_share_their_ranges(
+    tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "corpus.jsonl").write_text('{"_id": "only", "text": "Ranges of these words are others."}\n')
+    both, texts, read = threading.Barrier(2, timeout=2), build._texts, []
+
+    def slow(folder: Path) -> tuple[list[str], list[str]]:
+        """Texts to calibrate on, once both builds want some, or one alone has waited for the other."""
+        read.append(folder)
+        with suppress(threading.BrokenBarrierError):
+            both.wait()
+        return texts(folder)
+
+    monkeypatch.setattr(build, "_texts", slow)
+    with ThreadPoolExecutor(2) as pool:
+        builds = [
+            pool.submit(Index.build, folder, corpus, tmp_path / f"index-{number}", precision="int8")
+            for number, corpus in enumerate((tiny_dataset, data))
+        ]
+        indexes = [each.result() for each in builds]
+    assert len(read) == 1
+    for index in indexes:
+        assert index.load_bundle().calibration == index.about["calibration"]
 
 
 @needs_int8

@@ -25,7 +25,7 @@ NO_ROOM = {errno.ENOSPC: "The disk is full", errno.EDQUOT: "The disk quota is us
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it fails."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = _beside(path, "partial")
     try:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,10 +42,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; it takes the place of `path` when the block ends well.
 
-    A reader finds the old folder or the new one. Only a process killed between the two renames leaves none at `path`:
-    the old one then lies beside it, whole, under a name ending in `.old`.
+    A reader finds the old folder or the new one; see `put_in_place`.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = _beside(path, "partial")
     try:
         with explained(path):
             partial.mkdir(parents=True)
@@ -56,37 +55,70 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Give the folder `partial` the name `path`, with all that is in it safe on disk; as `whole_folder` does."""
-    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+    """Give the folder `partial` the name `path`, with all that is in it safe on disk; what stands there is removed.
+
+    Where the system can exchange two names, `path` is the old folder or the new one at every moment. Elsewhere there
+    is none between two renames, and the old one is called `.NAME.HEX.old`, until `put_back` if the process is killed.
+    """
+    old = _beside(path, "old")
     for entry in (*partial.rglob("*"), partial):
         _sync(entry)
     try:
-        while not _took_place(partial, path, old):
+        while not _renamed(partial, path):
             shutil.rmtree(old, ignore_errors=True)
+            if _exchanged(partial, path):
+                partial.rename(_beside(path, "gone"))
+                break
+            with suppress(FileNotFoundError):
+                path.rename(old)
         _sync(path.parent)
     except BaseException:
         with suppress(OSError):  # there was none, or another stands there by now
             old.rename(path)
         raise
     finally:
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
-            shutil.rmtree(left, ignore_errors=True)
+        if path.exists():
+            # Renamed first, so that no part of a folder is ever put back.
+            for left in _left(path, "old"):
+                with suppress(OSError):  # another process does it
+                    left.rename(_beside(path, "gone"))
+            for left in _left(path, "gone"):
+                shutil.rmtree(left, ignore_errors=True)
 
 
-def _took_place(partial: Path, path: Path, old: Path) -> bool:
-    """Whether `partial` could be renamed to `path`, from where what stands there goes to `old`.
+def put_back(path: Path) -> None:
+    """If a process was killed while it put a folder in the place of another at `path`, give that its name again."""
+    for old in [] if path.exists() else _left(path, "old"):
+        with suppress(OSError):  # another process put one there, or it may not be done
+            old.rename(path)
 
-    Not if another process put a folder of its own there in between.
-    """
-    with suppress(FileNotFoundError):
-        path.rename(old)
+
+def _renamed(partial: Path, path: Path) -> bool:
+    """Whether `partial` could be renamed to `path`: not where something stands that is no empty folder."""
     try:
         partial.rename(path)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         return False
     return True
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two folders could exchange their names in one step, as Linux can on most of its file systems."""
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _left(path: Path, kind: str) -> list[Path]:
+    return list(path.parent.glob(f".{glob.escape(path.name)}.*.{kind}"))
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
 
 
 class NotWrittenError(TandemError):
@@ -171,6 +203,15 @@ def fingerprint(*paths: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What tells a file from itself after a change; nothing of one that is gone."""
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return ()
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def cache_folder() -> Path:

@@ -22,15 +22,25 @@ from tandemqa.data.lines import opened, read_records
 from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.bundle import MANIFEST as MODELS
 from tandemqa.encoders.bundle import Bundle
+from tandemqa.encoders.calibration import load_ranges
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.encoders.quantised import has_int8
 from tandemqa.errors import TandemError
-from tandemqa.files import explained, fingerprint, put_in_place, read_json, remove_partial, whole_file, write_json
+from tandemqa.files import (
+    explained,
+    fingerprint,
+    put_back,
+    put_in_place,
+    read_json,
+    remove_partial,
+    whole_file,
+    write_json,
+)
 from tandemqa.index.index import FORMAT, MANIFEST, PASSAGES, SEGMENTS
-from tandemqa.index.lock import LOCK, only_writer
+from tandemqa.index.lock import LOCK, only_calibrating, only_writer
 from tandemqa.index.passages import PassageStore, Record, record_of, store_passages
 from tandemqa.index.recall import QUERIES
-from tandemqa.index.segment import EXACT_AT_MOST, KindChoice, StorageChoice, write_segment
+from tandemqa.index.segment import EXACT_AT_MOST, KindChoice, StorageChoice, link, sweep, write_segment
 from tandemqa.index.source import Texts
 from tandemqa.index.vectors import VectorCache
 from tandemqa.progress import bar
@@ -60,7 +70,8 @@ def build(
 
     The corpus is read as it streams; in memory is one shard, and at the end the vectors. Until the index is complete
     it grows in a hidden folder beside `out` (`.NAME.partial`), where the same call goes on if it was interrupted; an
-    index at `out` is replaced then. A folder with anything else in it is a `TandemError`.
+    index at `out` is replaced then, at once, and those who have it open keep it. A folder with anything else in it is
+    a `TandemError`.
     """
     place = _free_place(out)
     folder = dataset.folder if isinstance(dataset, Dataset) else Path(dataset)
@@ -73,13 +84,14 @@ def build(
     tuned = _tuned(bundle)
     vectors, precision = vectors or tuned[0], precision or tuned[1]
     if precision == "int8" and not bundle.calibrated:
-        bundle.calibrate(*_texts(folder))
+        _calibrate(bundle, folder)
     bundle = bundle.at(precision)
     questions = _questions(bundle.retriever, _asked(folder))
     partial = place.with_name(f".{place.name}.partial")
     with explained(out), contextlib.ExitStack() as stack:
         if (place / MANIFEST).exists():
             stack.enter_context(only_writer(place, out))
+            (place / UNDER_WAY).unlink(missing_ok=True)  # of a build that was killed when it was done
         partial.mkdir(parents=True, exist_ok=True)
         stack.enter_context(only_writer(partial, out))
         stack.callback(_remove_if_nothing_done, partial)
@@ -98,8 +110,10 @@ def build(
             if path.name not in (PASSAGES, SEGMENTS, LOCK, UNDER_WAY):
                 path.unlink()
         write_json(partial / MANIFEST, about)
+        link(place / SEGMENTS, partial / SEGMENTS)
         put_in_place(partial, place)
         (place / UNDER_WAY).unlink()
+        sweep(place / SEGMENTS, [segment])
 
 
 def _tuned(bundle: Bundle) -> tuple[KindChoice, Precision]:
@@ -170,6 +184,15 @@ def _records(corpus: Path) -> Iterator[tuple[int, Record]]:
         progress.update(size - progress.n)
 
 
+def _calibrate(bundle: Bundle, folder: Path) -> None:
+    """Measure the ranges of a bundle, unless another build has just done so: an index is bound to those it was built
+    with, so that two that are begun at once must have the same."""
+    with explained(bundle.folder), only_calibrating(bundle.folder):
+        load_ranges(bundle.folder, bundle.retriever, bundle.reranker)
+        if not bundle.calibrated:
+            bundle.calibrate(*_texts(folder))
+
+
 def _texts(folder: Path) -> tuple[list[str], list[str]]:
     """Questions, if there are any, and passages to calibrate on."""
     corpus = folder / "corpus.jsonl"
@@ -194,6 +217,7 @@ def _questions(retriever: DualEncoder, texts: list[str]) -> npt.NDArray[np.float
 def _free_place(out: Path) -> Path:
     """`out` without symbolic links, once it is sure that nothing but an index would be replaced."""
     place = out.resolve()
+    put_back(place)
     own = {MANIFEST, PASSAGES, f"{PASSAGES}-wal", f"{PASSAGES}-shm", SEGMENTS, LOCK, UNDER_WAY, *OLD_NAMES}
     if place.exists():
         names = {path.name for path in place.iterdir()} if place.is_dir() else None

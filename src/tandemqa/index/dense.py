@@ -67,7 +67,9 @@ class DenseIndex:
             index.cp.min_points_per_centroid = 1
         if not index.is_trained:
             step = math.ceil(total / max(SAMPLE, lists * SAMPLE_PER_LIST))
-            index.train(_float32(np.concatenate([block[::step] for block in blocks])))
+            # Copies, because a view of each block would keep them all open.
+            sample = np.concatenate([block[::step].copy() for block in blocks])
+            index.train(_float32(sample))
         for block in blocks:
             index.add(_float32(block))
         return cls(index)

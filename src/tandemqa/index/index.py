@@ -21,14 +21,14 @@ from tandemqa.data.dataset import Dataset
 from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.bundle import Bundle, check_bundle
 from tandemqa.errors import TandemError
-from tandemqa.files import read_json
+from tandemqa.files import put_back, read_json, stamp
 from tandemqa.index.lexical import search_parts
 from tandemqa.index.passages import PassageStore
 from tandemqa.index.segment import KindChoice, Segment, StorageChoice
 
 MANIFEST, PASSAGES, SEGMENTS = "index.json", "passages.sqlite", "segments"
 FORMAT = 2
-# A writer may remove a segment between the moment a reader learns of it and the moment it opens it.
+# A writer may remove a segment between the moment a reader learns of it and the moment it opens it, or replace all.
 ATTEMPTS = 5
 # Conditions whose rows are remembered, a byte a row.
 MASKS = 8
@@ -44,14 +44,15 @@ Ranking = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
 class Index:
     """Passages as vectors, words, texts and the re-ranker's token ids, each under the same row in all of them.
 
-    It shows one generation, whatever a writer does meanwhile. A passage keeps its row until it is replaced or
-    deleted; rows are not without gaps. `about` is the content of `index.json`: format, data and bundle fingerprints,
-    where the bundle lies (relative to the index), versions, how vectors are kept, the models' precision.
+    It shows one generation, whatever a writer does meanwhile, until it is closed or nothing refers to it any more. A
+    passage keeps its row until it is replaced or deleted; rows are not without gaps. `about` is the content of
+    `index.json`: format, data and bundle fingerprints, where the bundle lies (relative to the index), versions, how
+    vectors are kept, the models' precision.
     """
 
     folder: Path
     passages: PassageStore
-    segments: tuple[Segment, ...]
+    segments: list[Segment]
     about: dict[str, Any]
     _masks: dict[tuple[str, ...], list[Mask]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -75,38 +76,48 @@ class Index:
         return cls.open(out)
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Index":
-        """Open an index; a file that is missing, truncated or damaged is a `TandemError` that names it."""
+    def open(cls, folder: str | Path, earlier: "Index | None" = None) -> "Index":
+        """Open an index; a file that is missing, truncated or damaged is a `TandemError` that names it.
+
+        Segments that an `earlier` index has open are shared with it, which makes this a matter of half a millisecond;
+        each of the two may be closed without the other.
+        """
         folder = Path(folder)
-        about = read_manifest(folder)
+        known = {} if earlier is None else {segment.folder.name: segment for segment in earlier.segments}
+        counted = None if earlier is None else earlier.passages
         for attempt in range(ATTEMPTS):
-            passages = PassageStore(folder / PASSAGES)
-            segments: list[Segment] = []
+            found, passages = stamp(folder / MANIFEST), None
+            about = read_manifest(folder)
             try:
-                segments += (Segment(folder / SEGMENTS / name) for name in passages.segments)
+                passages = PassageStore(folder / PASSAGES, counted)
+                segments = [
+                    known[name] if name in known else Segment(folder / SEGMENTS / name) for name in passages.segments
+                ]
             except TandemError:
-                again = PassageStore(folder / PASSAGES)
-                if again.generation == passages.generation or attempt == ATTEMPTS - 1:
+                built_again = stamp(folder / MANIFEST) != found
+                changed = passages is not None and PassageStore(folder / PASSAGES).state != passages.state
+                if attempt == ATTEMPTS - 1 or not (built_again or changed):
                     raise
                 continue
-            index = cls(folder, passages, tuple(segments), about)
+            if stamp(folder / MANIFEST) != found:  # what was read is of two builds
+                continue
+            masks = earlier._masks if earlier is not None and earlier.passages.state == passages.state else {}
+            index = cls(folder, passages, segments, about, masks)
             if sum(map(len, segments)) > passages.next_row:
                 raise TandemError(f"The index {folder} is damaged: its files disagree; build it again.")
             return index
-        raise AssertionError
+        raise TandemError(f"The index {folder} changes faster than it can be opened; open it again.")
 
     def refreshed(self) -> "Index":
         """The index as it is now: this object if nothing has changed since it was opened, else a new one."""
-        now = PassageStore(self.folder / PASSAGES)
+        now = PassageStore(self.folder / PASSAGES, self.passages)
         now.close()
-        same = (now.generation, now.segments) == (self.passages.generation, self.passages.segments)
-        return self if same else Index.open(self.folder)
+        return self if now.state == self.passages.state else Index.open(self.folder, self)
 
     def close(self) -> None:
         """Let go of the generation, so that a writer may remove what has been replaced since."""
         self.passages.close()
-        for segment in self.segments:
-            segment.close()
+        self.segments.clear()
 
     @property
     def rows(self) -> npt.NDArray[np.int32]:
@@ -172,12 +183,14 @@ class Index:
         if not where and not self.passages.deleted:
             return [None] * len(self.segments)
         conditions = tuple(where)
-        if conditions not in self._masks:
-            if len(self._masks) == MASKS:
-                self._masks.clear()
+        masks = self._masks.get(conditions)
+        if masks is None:
             allowed = self.passages.live() & self.passages.fulfilling(conditions)
-            self._masks[conditions] = [allowed[segment.rows] for segment in self.segments]
-        return self._masks[conditions]
+            masks = [allowed[segment.rows] for segment in self.segments]
+            if len(self._masks) >= MASKS:
+                self._masks.clear()  # no other thread looks up twice what it needs
+            self._masks[conditions] = masks
+        return masks
 
     # Change
 
@@ -281,6 +294,7 @@ class SegmentTokens:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The content of `index.json`; a folder that is no index of this format is a `TandemError`."""
+    put_back(folder)
     if not folder.exists():
         raise TandemError(f"{folder} does not exist; name the folder that `tandemqa index --out` wrote.")
     if not (folder / MANIFEST).exists():

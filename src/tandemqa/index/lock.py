@@ -1,4 +1,4 @@
-"""One writer at a time."""
+"""One at a time: writers of an index, who are told of each other, and those who calibrate a bundle, who wait."""
 
 import fcntl
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from tandemqa.errors import TandemError
 
 LOCK = "write.lock"
+CALIBRATING = "calibrate.lock"
 
 
 @contextmanager
@@ -25,6 +26,17 @@ def only_writer(folder: Path, name: Path) -> Iterator[None]:
             raise TandemError(
                 f"Another command is writing to the index {name}; give this one again when that has ended."
             ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def only_calibrating(bundle: Path) -> Iterator[None]:
+    """Hold the lock of a bundle for the time in which its ranges are measured, after whoever else does."""
+    descriptor = os.open(bundle / CALIBRATING, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from tandemqa.data.dataset import Passage, passage_of
 from tandemqa.data.lines import Metadata, fault, metadata_of, read_records, string_field
 from tandemqa.errors import TandemError
+from tandemqa.files import stamp
 from tandemqa.index.metadata import field_names, mask_of, searchable
 
 # A passage keeps its row for as long as it is in the index; rows are never given twice. `tombstones` are the rows
@@ -32,6 +34,8 @@ INSERT INTO state VALUES (0, 0);
 """
 # Ids that one statement asks for; SQLite takes 32,766 at most.
 _IDS = 10_000
+# Rows of an answer that are read at once.
+_ROWS = 1000
 
 
 class Record(NamedTuple):
@@ -57,20 +61,36 @@ def record_of(path: Path | str, number: int, record: dict[str, Any]) -> Record:
 class PassageStore:
     """One generation of the passages, read by row, from any number of threads.
 
-    A read transaction is held open for as long as the store is: what a writer does meanwhile is not seen.
+    A read transaction is held open for as long as the store is: what a writer does meanwhile is not seen. Where the
+    reader may not write there can be none, and a file that was changed meanwhile is a `TandemError` of the next read.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open a store; a file that is missing, cut short or no store is a `TandemError`."""
+    def __init__(self, path: Path, earlier: "PassageStore | None" = None) -> None:
+        """Open a store; a file that is missing, cut short or no store is a `TandemError`.
+
+        What an `earlier` store of the same generation has counted is not counted again.
+        """
         self.path = path
+        self._stamp: tuple[int, ...] | None = None
         try:
-            self._database = _snapshot(path)
+            self._database, self._stamp = _snapshot(path)
+            self._closing = weakref.finalize(self, self._database.close)
+            _check_size(self._database, path)
             (self.generation, self.next_row) = self._database.execute("SELECT * FROM state").fetchone()
-            (self._dead,) = self._database.execute("SELECT count(*) FROM tombstones").fetchone()
             segments = self._database.execute("SELECT name FROM segments ORDER BY number").fetchall()
             self.segments = [str(name) for (name,) in segments]
+            if earlier is not None and earlier.state == self.state:
+                self._dead = earlier.deleted
+            else:
+                (self._dead,) = self._database.execute("SELECT count(*) FROM tombstones").fetchone()
         except (sqlite3.Error, TypeError) as error:
-            raise self._damaged(error) from error
+            raise self._failed(error) from error
+        self._check_unchanged()
+
+    @property
+    def state(self) -> tuple[int, list[str]]:
+        """What tells generations apart, also those of an index that was built again."""
+        return self.generation, self.segments
 
     @property
     def deleted(self) -> int:
@@ -115,7 +135,7 @@ class PassageStore:
         return field_names(self._execute)
 
     def close(self) -> None:
-        self._database.close()
+        self._closing()
 
     def _row(self, row: int) -> tuple[str, str, str, str | None]:
         query = "SELECT id, title, text, metadata FROM passages WHERE row = ?"
@@ -127,11 +147,24 @@ class PassageStore:
     def _execute(self, query: str, *values: str | int | float) -> Iterator[Any]:
         """The rows that a query finds, as they are read."""
         try:
-            yield from self._database.execute(query, values)
+            cursor = self._database.execute(query, values)
+            while rows := cursor.fetchmany(_ROWS):
+                self._check_unchanged()
+                yield from rows
         except sqlite3.Error as error:
-            raise self._damaged(error) from error
+            raise self._failed(error) from error
+        self._check_unchanged()
 
-    def _damaged(self, error: Exception) -> TandemError:
+    def _check_unchanged(self) -> None:
+        """Of a file that nothing guards, what was read counts only if it is still the one that was opened."""
+        if self._stamp is not None and self._stamp != stamp(self.path):
+            raise TandemError(
+                f"The passages {self.path} were changed while they were read without the right to write there; "
+                "open the index again."
+            )
+
+    def _failed(self, error: Exception) -> TandemError:
+        self._check_unchanged()
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
             return TandemError(
                 f"The passages {self.path} could not be read ({error}); see that the disk is sound and has room, and "
@@ -140,28 +173,34 @@ class PassageStore:
         return TandemError(f"The passages {self.path} are missing or damaged ({error}); build the index again.")
 
 
-def _snapshot(path: Path) -> sqlite3.Connection:
-    """A connection inside a read transaction."""
+def _snapshot(path: Path) -> tuple[sqlite3.Connection, tuple[int, ...] | None]:
+    """A connection inside a read transaction; or, where there can be none, one without and the stamp of the file."""
     uri = path.absolute().as_uri()
     options: dict[str, Any] = {"uri": True, "check_same_thread": False, "isolation_level": None}
     log = path.with_name(f"{path.name}-wal")
+    opened = None
     try:
         database: sqlite3.Connection = sqlite3.connect(f"{uri}?mode=ro", **options)
         database.execute("BEGIN")
         database.execute("SELECT * FROM state")
     except sqlite3.OperationalError:
-        # SQLite keeps books of its readers beside the file. Where it may not, nobody writes either.
+        # SQLite keeps books of its readers beside the file. Where it may not, a writer learns of none.
         if not path.exists() or (log.exists() and log.stat().st_size):
             raise
+        opened = stamp(path)
         database = sqlite3.connect(f"{uri}?mode=ro&immutable=1", **options)
-        database.execute("BEGIN")
+    return database, opened
+
+
+def _check_size(database: sqlite3.Connection, path: Path) -> None:
+    """Raise if a file was cut short, which SQLite may notice only where it ends; with a log it may be short yet."""
+    log = path.with_name(f"{path.name}-wal")
     if not log.exists() or not log.stat().st_size:
         (pages,), (page_size,) = (
             database.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size")
         )
         if path.stat().st_size < pages * page_size:
             raise sqlite3.DatabaseError(f"it has {path.stat().st_size} bytes instead of {pages * page_size}")
-    return database
 
 
 # Writing

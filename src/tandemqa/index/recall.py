@@ -23,7 +23,7 @@ Vectors = npt.NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall@k against exact search over the same vectors before they were stored.
+    """Recall@k against exact search over the vectors that the index was built from.
 
     queries: how many were asked; of: "questions" of the dataset, or "passages", whose own vector is asked for the
     k nearest others.

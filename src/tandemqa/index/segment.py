@@ -8,8 +8,11 @@ tokens/          what the re-ranker reads: a token store
 """
 
 import fcntl
+import os
 import shutil
-from collections.abc import Sequence
+import weakref
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
@@ -24,6 +27,7 @@ from tandemqa.files import read_json, remove_partial, save_array, whole_folder, 
 from tandemqa.index.dense import DenseIndex, Kind, Storage, in_half
 from tandemqa.index.lexical import LexicalIndex
 from tandemqa.index.recall import tune
+from tandemqa.index.shards import Shards
 from tandemqa.progress import bar
 
 SEGMENT, ROWS, VECTORS, WORDS, TOKENS, SHARDS = (
@@ -43,6 +47,9 @@ MAPPED = 10_000
 # Above so many vectors "auto" is approximate.
 EXACT_AT_MOST = 1_000_000
 
+# What recall is measured against: what rounding to bytes had lost before, it does not tell.
+EXACT, ENCODED, ROUNDED = "exact search over", "vectors as encoded", "copies rounded to bytes"
+
 KindChoice = Literal["auto", "exact", "ivf", "hnsw"]
 StorageChoice = Literal["auto", "fp16", "int8"]
 
@@ -51,12 +58,12 @@ Encoded = tuple[npt.NDArray[np.floating], Sequence[npt.NDArray[np.int32]]]
 
 
 class Segment:
-    """A segment that is open: it cannot be removed (by the sweep of a writer) until it is closed."""
+    """A segment that is open: as long as anything refers to it, no writer's sweep removes it."""
 
     def __init__(self, folder: Path) -> None:
         """Open a segment; a file that is missing, cut short or damaged is a `TandemError` that names it."""
         self.folder = folder
-        self._lock = _shared_lock(folder)
+        weakref.finalize(self, _shared_lock(folder).close)
         self.about = read_json(folder / SEGMENT)
         _check_files(folder, self.about)
         self._mapped = self.about["passages"] >= MAPPED
@@ -74,18 +81,27 @@ class Segment:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def rounded(self) -> bool:
+        """Whether its vectors are rounded to bytes, or have been before."""
+        return bool(self.about["vectors"]["storage"] == "int8" or self.about["recall"].get(EXACT) == ROUNDED)
+
     @cached_property
     def words(self) -> list[LexicalIndex]:
         """BM25 of the passages in the order of their positions, `PART` in each."""
-        folders = sorted((self.folder / WORDS).iterdir())
+        try:
+            folders = sorted((self.folder / WORDS).iterdir())
+        except FileNotFoundError as error:
+            raise TandemError(f"The segment {self.folder} is gone; open the index again.") from error
         return [LexicalIndex.load(folder, self._mapped) for folder in folders]
-
-    def close(self) -> None:
-        self._lock.close()
 
 
 class Source(Protocol):
     """What a segment is made of (see `source.py`); passages are asked for from the place `start` to before `stop`."""
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the vectors are copies that were rounded to bytes, and no longer as the retriever gave them."""
 
     def texts(self, start: int, stop: int, /) -> list[str]:
         """What the models read of each."""
@@ -117,26 +133,34 @@ def write_segment(
         _index_words(folder / WORDS, count, source)
         blocks = sorted(shards.iterdir())
         if not (folder / TOKENS).exists():
-            TokenStore.of_blocks(folder / TOKENS, ((_load(b, "ids"), _load(b, "lengths")) for b in blocks))
-        index = DenseIndex.of_blocks(
-            [_load(block, "vectors") for block in blocks], *_resolved(vectors, storage, count)
-        )
-        recall = tune(index, [_load(block, "vectors") for block in blocks], questions)
+            ids, lengths = (Shards([block / f"{name}.npy" for block in blocks]) for name in ("ids", "lengths"))
+            # The lengths are copied, because the store holds those of all shards until it is written.
+            TokenStore.of_blocks(folder / TOKENS, zip(ids, map(np.array, lengths), strict=True))
+        encoded = Shards([block / "vectors.npy" for block in blocks])
+        index = DenseIndex.of_blocks(encoded, *_resolved(vectors, storage, count))
+        recall = tune(index, encoded, questions)
         index.save(folder / VECTORS)
         save_array(folder / ROWS, rows)
         files = sorted(f for f in folder.rglob("*") if f.is_file() and shards not in f.parents)
         about = {
             "passages": count,
             "vectors": _structure(index, _resolved(vectors, storage, count)[1]),
-            "recall": recall.as_json(),
+            "recall": {**recall.as_json(), EXACT: ROUNDED if source.rounded else ENCODED},
             "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
         }
         write_json(folder / SEGMENT, about)
     shutil.rmtree(shards, ignore_errors=True)
 
 
-def remove_unless_open(folder: Path) -> None:
-    """Remove a segment, unless a reader has it open."""
+def sweep(segments: Path, keep: Collection[str]) -> None:
+    """Remove from a folder of segments what is not to be kept, except those that a reader has open."""
+    remove_partial(segments)
+    for segment in segments.iterdir():
+        if segment.name not in keep:
+            _remove_unless_open(segment)
+
+
+def _remove_unless_open(folder: Path) -> None:
     try:
         with (folder / SEGMENT).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,6 +169,17 @@ def remove_unless_open(folder: Path) -> None:
         shutil.rmtree(folder)
     except BlockingIOError:
         pass
+
+
+def link(segments: Path, into: Path) -> None:
+    """Give all segments of a folder a second place, where those who have them open find what they have yet to read.
+
+    They share files and so locks; on a disk without hard links nothing is there.
+    """
+    for segment in segments.glob("*"):
+        shutil.rmtree(into / segment.name, ignore_errors=True)
+        with suppress(OSError):
+            shutil.copytree(segment, into / segment.name, copy_function=os.link)
 
 
 def _encode(shards: Path, count: int, source: Source) -> None:
@@ -207,8 +242,3 @@ def _shared_lock(folder: Path) -> BinaryIO:
     except (FileNotFoundError, BlockingIOError) as error:  # gone, or about to go
         raise TandemError(f"The index lacks its segment {folder}; build the index again.") from error
     return file
-
-
-def _load(block: Path, name: str) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = np.load(block / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-    return array

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ class Texts:
     bundle: Bundle
     read: Callable[[int, int], list[str]]
     cached: VectorCache | None = None
+    rounded: ClassVar[bool] = False
 
     def texts(self, start: int, stop: int) -> list[str]:
         return self.read(start, stop)
@@ -47,6 +48,7 @@ class Copied:
 
     def __init__(self, segments: Sequence[Segment], passages: PassageStore, live: npt.NDArray[np.bool_]) -> None:
         self._segments, self._passages = segments, passages
+        self.rounded = any(segment.rounded for segment in segments)
         self._places = [np.flatnonzero(live[segment.rows]) for segment in segments]
         self._ends = np.cumsum([0, *map(len, self._places)])
         kept = [segment.rows[places] for segment, places in zip(segments, self._places, strict=True)]

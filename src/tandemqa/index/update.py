@@ -17,7 +17,7 @@ import numpy as np
 from tandemqa.data.lines import is_text
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
-from tandemqa.files import explained, remove_partial, whole_folder
+from tandemqa.files import explained, whole_folder
 from tandemqa.index.index import PASSAGES, SEGMENTS, Index
 from tandemqa.index.lock import only_writer
 from tandemqa.index.passages import (
@@ -33,7 +33,7 @@ from tandemqa.index.passages import (
     repeated,
     transaction,
 )
-from tandemqa.index.segment import Segment, remove_unless_open, write_segment
+from tandemqa.index.segment import Segment, sweep, write_segment
 from tandemqa.index.source import Copied, Texts
 
 # Passages that become visible together when more are added; as many are held in memory.
@@ -186,8 +186,4 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _sweep(folder: Path) -> None:
     """Remove segments that are no part of the index, except those that a reader still has open."""
-    remove_partial(folder / SEGMENTS)
-    segments = _state(folder).segments
-    for segment in (folder / SEGMENTS).iterdir():
-        if segment.name not in segments:
-            remove_unless_open(segment)
+    sweep(folder / SEGMENTS, _state(folder).segments)

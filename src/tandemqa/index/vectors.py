@@ -15,6 +15,7 @@ from tandemqa.encoders.quantised import ranges_fingerprint
 from tandemqa.files import cache_folder, save_array
 from tandemqa.index.dense import DenseIndex, in_half
 from tandemqa.index.segment import SHARD
+from tandemqa.index.shards import Shards
 from tandemqa.progress import bar
 
 
@@ -42,15 +43,16 @@ class VectorCache:
     def load(self, start: int, stop: int) -> npt.NDArray[np.float16] | None:
         """The vectors of rows `start`, a multiple of `SHARD`, to `stop`; None if no file is there that holds them."""
         try:
-            vectors: npt.NDArray[np.float16] = np.load(self._path(start), mmap_mode="r", allow_pickle=False)
+            vectors: npt.NDArray[np.float16] = np.load(self.path(start), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError):
             return None
         return vectors if len(vectors) == stop - start else None
 
     def save(self, start: int, vectors: npt.NDArray[np.float16]) -> None:
-        save_array(self._path(start), vectors)
+        save_array(self.path(start), vectors)
 
-    def _path(self, start: int) -> Path:
+    def path(self, start: int) -> Path:
+        """The file of the vectors from row `start` on."""
         return self.folder / f"{start:09}.npy"
 
 
@@ -65,15 +67,15 @@ def passage_index(retriever: DualEncoder, dataset: Dataset) -> DenseIndex:
     """The exact index of all passages of `dataset`, row i being passage row i."""
     cached = VectorCache(retriever, dataset.passages.fingerprint)
     count = len(dataset.passages)
-    shards = [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
-    found = {rows: cached.load(rows.start, rows.stop) for rows in shards}
-    if any(vectors is None for vectors in found.values()):
+    starts = range(0, count, SHARD)
+    missing = [start for start in starts if cached.load(start, min(start + SHARD, count)) is None]
+    if missing:
         tokens = passage_tokens(dataset, retriever.tokenizer)
         with bar("encode passages", count, "passage") as progress:
-            for rows in shards:
-                if found[rows] is None:
-                    vectors = retriever.encode([tokens[row] for row in rows], "passage", show=progress)
-                    found[rows] = half = in_half(vectors, lambda row, _: [dataset.passages[row].full], rows.start)
-                    cached.save(rows.start, half)
-                progress.update(rows.stop - progress.n)
-    return DenseIndex.of_blocks([vectors for vectors in found.values() if vectors is not None])
+            for start in starts:
+                stop = min(start + SHARD, count)
+                if start in missing:
+                    vectors = retriever.encode([tokens[row] for row in range(start, stop)], "passage", show=progress)
+                    cached.save(start, in_half(vectors, lambda row, _: [dataset.passages[row].full], start))
+                progress.update(stop - progress.n)
+    return DenseIndex.of_blocks(Shards([cached.path(start) for start in starts]))

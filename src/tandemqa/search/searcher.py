@@ -2,7 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
@@ -86,14 +87,41 @@ class Answer(Sequence[Hit]):
 
 
 class Searcher:
-    """Search over one index with the models that built it."""
+    """Search over one index with the models that built it, from any number of threads.
+
+    Each search sees the generation that is committed when it begins, and that one to its end. Between searches the
+    segments stay open for the next one, and nothing keeps SQLite from folding its log.
+    """
 
     def __init__(self, index: Index | str | Path, bundle: Bundle | str | Path | None = None) -> None:
         """`bundle` is needed only if it is no longer where it was when the index was built."""
-        self.index = index if isinstance(index, Index) else Index.open(index)
-        self.bundle = self.index.load_bundle(bundle)
+        self._latest = index if isinstance(index, Index) else Index.open(index)
+        self.bundle = self._latest.load_bundle(bundle)
         self.learnt = Learnt.of(self.bundle)
         self._doubt = doubt(self.bundle)
+        self._models = _models(self._latest)
+        with self._searched():
+            pass
+
+    @property
+    def index(self) -> Index:
+        """The index as it is now, opened for whoever asks; an index that has become one of other models is a
+        `TandemError`."""
+        index = Index.open(self._latest.folder, self._latest)
+        if _models(index) != self._models:
+            raise TandemError(
+                f"The index {index.folder} was built again with other models, or in another precision; "
+                "open it again, with a new Searcher."
+            )
+        return index
+
+    @contextmanager
+    def _searched(self) -> Iterator[Index]:
+        """The index for one search."""
+        index = self.index
+        with closing(index.passages):
+            self._latest = index  # what it has open the next one need not open
+            yield index
 
     def search(
         self,
@@ -144,27 +172,40 @@ class Searcher:
             )
         for question in questions:
             _check(question)
-        if not len(self.index):
-            raise TandemError(f"The index {self.index.folder} is empty: all its passages were deleted; add some.")
         if not questions:
             return []
         if depth > 0 and self._doubt is not None:
             warnings.warn(self._doubt, stacklevel=2)
             self._doubt = None
+        with self._searched() as index:
+            if not len(index):
+                raise TandemError(f"The index {index.folder} is empty: all its passages were deleted; add some.")
+            return self._answers(index, questions, k, depth, mode, stopping, where)
+
+    def _answers(
+        self,
+        index: Index,
+        questions: Sequence[str],
+        k: int,
+        depth: int,
+        mode: Mode,
+        stopping: float,
+        where: Sequence[str],
+    ) -> list[Answer]:
         times = [time.perf_counter()]
         retriever = self.bundle.retriever
         queries = retriever.tokenize(questions)
-        candidates = find(self.index, retriever, questions, queries, max(k, depth), mode, self.learnt.fusion, where)
+        candidates = find(index, retriever, questions, queries, max(k, depth), mode, self.learnt.fusion, where)
         times.append(time.perf_counter())
         scores = np.full(candidates.run.rows.shape, -np.inf, dtype=np.float32)
         if depth == 0:
             best = candidates.run.cut(k)
         else:
             by_similarity = Run(candidates.run.query_ids, candidates.run.rows, candidates.similarity)
-            scores[:, :depth] = self._reranker_scores(questions, by_similarity.cut(depth), stopping)
+            scores[:, :depth] = self._reranker_scores(index, questions, by_similarity.cut(depth), stopping)
             best = blended(by_similarity, scores, self.learnt.blend).cut(k)
         times.append(time.perf_counter())
-        hits = self._hits(candidates, scores, best)
+        hits = self._hits(index, candidates, scores, best)
         times.append(time.perf_counter())
         hits = self._with_answers(queries, hits)
         times.append(time.perf_counter())
@@ -177,7 +218,9 @@ class Searcher:
             for question, found in zip(questions, hits, strict=True)
         ]
 
-    def _reranker_scores(self, questions: Sequence[str], candidates: Run, stopping: float) -> NDArray[np.float32]:
+    def _reranker_scores(
+        self, index: Index, questions: Sequence[str], candidates: Run, stopping: float
+    ) -> NDArray[np.float32]:
         """The re-ranker's score of each candidate, float32 of their shape, -inf for those it did not read.
 
         The candidates come with their similarities, in the order in which they are read.
@@ -186,20 +229,20 @@ class Searcher:
         queries = reranker.tokenize(questions)
         if stopping == 0 or self.learnt.stopping is None:
             show = "re-rank" if candidates.rows.size >= WORTH_A_BAR else None
-            return reranker_scores(reranker, candidates, queries, self.index.tokens, show)
+            return reranker_scores(reranker, candidates, queries, index.tokens, show)
         scores = np.full(candidates.rows.shape, -np.inf, dtype=np.float32)
 
         def read(wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
-            new = reranker_scores(reranker, candidates, queries, self.index.tokens, wanted=wanted)
+            new = reranker_scores(reranker, candidates, queries, index.tokens, wanted=wanted)
             scores[wanted] = new[wanted]
             return final_scores(candidates, new, self.learnt.blend)
 
         read_until_settled(candidates.rows >= 0, candidates.scores, read, self.learnt.stopping, stopping)
         return scores
 
-    def _hits(self, candidates: Candidates, scores: NDArray[np.float32], best: Run) -> list[list[Hit]]:
+    def _hits(self, index: Index, candidates: Candidates, scores: NDArray[np.float32], best: Run) -> list[list[Hit]]:
         """The best passages of each question, with what both stages made of each, still without their answers."""
-        words, passages = candidates.words, self.index.passages
+        words, passages = candidates.words, index.passages
         hits: list[list[Hit]] = []
         for number, ranking in enumerate(best.rows.tolist()):
             rows = [row for row in ranking if row >= 0]
@@ -244,6 +287,11 @@ class Searcher:
         best = np.array([hits[0].score if hits else -np.inf])
         confidence = float(Calibration(learnt.slope, learnt.offset).confidence(best)[0])
         return confidence, confidence >= learnt.threshold and bool(hits)
+
+
+def _models(index: Index) -> tuple[object, ...]:
+    """What tells the models that built an index from others."""
+    return index.about["bundle"]["fingerprint"], index.precision, index.about.get("calibration")
 
 
 def _finite(score: np.float32) -> float | None:
