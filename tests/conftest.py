@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A machine that is busy is no defect.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 # The models of the tests are so small that a second thread only costs; set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -46,7 +46,8 @@ def test_questions_do_not_name_their_passage(splits):
 def test_passages_are_the_same_every_time_and_have_distinct_ids(passages):
     assert clean_passages() == passages
     assert len({passage.id for passage in passages}) == len(passages) > 4000
-    assert not any(" at 0x" in passage.text for passage in passages)
+    docstrings = [passage for passage in passages if not passage.id.startswith("topics/")]
+    assert not any(" at 0x" in passage.text for passage in docstrings)
 
 
 def test_what_other_libraries_add_to_the_standard_library_is_no_passage(passages, monkeypatch):

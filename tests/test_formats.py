@@ -790,7 +790,7 @@ def test_a_list_may_be_cut_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     indent=st.none() | st.integers(0, 2),
     chunk=st.integers(1, 40),
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_list_reads_as_json_does(tmp_path: Path, values: list[Any], indent: int | None, chunk: int) -> None:
     path = write(tmp_path / "a.json", json.dumps(values, indent=indent))
     with pytest.MonkeyPatch.context() as patch:
