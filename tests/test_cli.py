@@ -284,7 +284,7 @@ def test_add_search_where_delete_and_compact_go_together(index: Path, tiny_bundl
     nothing = run("search", own, "owls", "--where", "year=3", *bundle)
     assert nothing.exit_code == 0
     assert nothing.stdout.startswith(
-        "No passage was found: none shares a word with the question, or none fulfils the conditions.\n"
+        "No passage was found: none fulfils the conditions, or none shares a word with the question (mode bm25).\n"
     )
     nothing = run_json("search", own, "owls", "--where", "year=3", *bundle)
     assert (nothing["hits"], nothing["found"]) == ([], False)

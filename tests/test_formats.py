@@ -922,6 +922,17 @@ def test_a_dataset_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
     assert load_dataset(tmp_path / "out").fingerprint != before
 
 
+def test_documents_alone_replace_the_passages_and_leave_the_questions(tmp_path: Path) -> None:
+    convert(pairs_csv(tmp_path / "in"), tmp_path / "out")
+    before = load_dataset(tmp_path / "out")
+    ids = before.passages.ids
+    documents = "id,text\n" + "".join(f"{name},Another text of {name}.\n" for name in ids)
+    convert(write(tmp_path / "documents.csv", documents), tmp_path / "out")
+    after = load_dataset(tmp_path / "out")
+    assert (after.queries, after.qrels) == (before.queries, before.qrels) and after.passages.ids == ids
+    assert after.passages[0].text.startswith("Another text")
+
+
 def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = msmarco(tmp_path / "in")
 

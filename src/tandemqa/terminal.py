@@ -40,7 +40,9 @@ def answer_text(answer: "Answer", width: int) -> str:
 
 def _nothing_found(answer: "Answer") -> str:
     if not answer.hits:
-        return "No passage was found: none shares a word with the question, or none fulfils the conditions."
+        return (
+            "No passage was found: none fulfils the conditions, or none shares a word with the question (mode bm25)."
+        )
     return f"No good answer found (confidence {answer.confidence:.2f}); the nearest passages:"
 
 

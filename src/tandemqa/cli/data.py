@@ -16,7 +16,11 @@ def convert(
         str, typer.Argument(metavar="SOURCE", help="A file or folder in one of the formats, hf:NAME or ir:ID.")
     ],
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Folder to write in BEIR layout; a dataset there is replaced.")
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder to write in BEIR layout; a dataset there is replaced, its questions only by others.",
+        ),
     ],
     format: Annotated[
         str, typer.Option(metavar="NAME", help="The format; auto tells it from file names and first lines.")

@@ -122,6 +122,11 @@ def load_dataset(folder: Path | str) -> Dataset:
     folder = Path(folder)
     check_layout(folder)
     passages = Passages(folder / "corpus.jsonl")
+    if not (folder / "queries.jsonl").exists():
+        raise TandemError(
+            f"{folder} has passages and no queries.jsonl: it can be indexed (Index.build takes the folder itself), "
+            "but not trained or measured on."
+        )
     queries = read_queries(folder / "queries.jsonl")
     splits = sorted((folder / "qrels").glob("[!.]*.tsv"))
     if not splits:

@@ -71,6 +71,8 @@ class Report:
             lines.append(f"{stage:24}{values}   {interval.low:.3f} to {interval.high:.3f}")
         if self.reranking_hurts:
             lines += ["", "Warning: re-ranking makes the retriever's ranking worse here."]
+        if self.stages["BM25"]["mrr@10"].mean > self.stages["re-ranked"]["mrr@10"].mean:
+            lines += ["", "Warning: BM25 ranks better than the pair here: search --mode hybrid, or train on more."]
         return "\n".join(lines)
 
     @property

@@ -1,5 +1,6 @@
 """From any known format to a dataset in BEIR layout."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,24 @@ def convert(source: Path | str, out: Path | str, format: str = "auto", split: st
     once keeps its highest score. The source is streamed: in memory, a passage, a query or a judgement takes 16 to 32
     bytes.
 
-    A dataset that stands at `out` is replaced. A fault in the source is a `TandemError` that names file, line and
-    field; so is a format that cannot be told, and an `out` with anything but a dataset in it.
+    A dataset that stands at `out` is replaced, but for its queries and judgements where the source has none. A fault
+    in the source is a `TandemError` that names file, line and field; so is a format that cannot be told, and an `out`
+    with anything but a dataset in it.
     """
     source, out = Path(source), Path(out)
     split = checked_split(split)
     name = _format(source, format)
-    with whole_folder(_free_place(out, source)) as partial, Target(partial) as target:
-        FORMATS[name].read(source, split, target)
-        about = target.summary()
-        if not about["passages"]:
-            raise TandemError(f"{source} has no passages; there is nothing to convert.")
+    place = _free_place(out, source)
+    with whole_folder(place) as partial:
+        with Target(partial) as target:
+            FORMATS[name].read(source, split, target)
+            about = target.summary()
+            if not about["passages"]:
+                raise TandemError(f"{source} has no passages; there is nothing to convert.")
+        if not about["questions"] and (place / "queries.jsonl").exists():
+            shutil.copy(place / "queries.jsonl", partial)
+        if not about["questions"] and (place / "qrels").exists():
+            shutil.copytree(place / "qrels", partial / "qrels")
     return {"dataset": str(out), "format": name, **about}
 
 
