@@ -255,7 +255,7 @@ def table(rows: list[dict[str, Any]], count: int) -> str:
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     for depth, colour in zip(DEPTHS, ("#0072b2", "#d55e00"), strict=True):
         for threads, style in zip(THREADS, ("--", "-"), strict=True):
             for dial, marker in ((0.0, "o"), (DIAL, "^")):
@@ -268,7 +268,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0].set_ylim(bottom=0)
     axes[0].set_xlabel("passages")
     axes[0].set_ylabel("p50 of one question, ms")
-    axes[0].legend(frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside upper left", ncols=4, fontsize=8)
     for size in sorted({row["passages"] for row in rows}):
         own = [row for row in rows if "qps" in row and row["passages"] == size]
         axes[1].plot([r["clients"] for r in own], [r["qps"] for r in own], marker="o", label=f"{size:,} passages")
