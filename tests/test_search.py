@@ -264,8 +264,12 @@ def test_a_hybrid_is_the_one_that_was_measured_however_few_are_asked_for(
     fused: int,
     measured: int,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """How far the two rankings go decides how their scores are scaled, and who meets whom."""
+    # In the precision of the index, and with vectors of its own.
+    monkeypatch.setattr(backbone, "has_bfloat16", lambda device: False)
+    monkeypatch.setenv("TANDEMQA_CACHE", str(tmp_path))
     for module in ("search.candidates", "evaluation.stages"):
         monkeypatch.setattr(f"tandemqa.{module}.FUSED", fused)
     hybrid = rank_stages(bundle, dataset, "train", measured).final(Learnt(fusion=share))["hybrid"]
@@ -274,8 +278,8 @@ def test_a_hybrid_is_the_one_that_was_measured_however_few_are_asked_for(
     for number, answer in enumerate(answers):
         measured_at = dict(zip(hybrid.rows[number].tolist(), hybrid.scores[number].tolist(), strict=True))
         scores = [hit.score for hit in answer]
-        assert scores == pytest.approx(hybrid.scores[number, :5].tolist(), abs=1e-2)
-        assert scores == pytest.approx([measured_at[dataset.passages.row[name]] for name in ids(answer)], abs=1e-2)
+        assert scores == pytest.approx(hybrid.scores[number, :5].tolist(), abs=2e-3)
+        assert scores == pytest.approx([measured_at[dataset.passages.row[name]] for name in ids(answer)], abs=2e-3)
 
 
 def test_bm25_finds_nothing_without_a_shared_word(searcher: Searcher) -> None:
