@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 from tandemqa.cli import app
 from tandemqa.encoders import foreign
 from tandemqa.encoders.bundle import Bundle
-from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
+from tandemqa.encoders.dual import DualEncoder, RetrieverConfig, Tower
 from tandemqa.encoders.foreign import read_reranker, read_retriever
 from tandemqa.errors import TandemError, first_line
 from tandemqa.evaluation.pair import make_bundle
@@ -136,11 +136,13 @@ def test_prompts_that_are_given_take_the_place_of_the_models_own(
     assert done.exit_code == 0, done.output
     ours = Bundle.load(tmp_path / "bundle").retriever
     again = SentenceTransformer(str(tmp_path / "bundle" / "retriever"), device="cpu")
-    for tower, prompt, encode in (
-        ("query", "query: ", again.encode_query), ("passage", "passage: ", again.encode_document)
-    ):  # fmt: skip
+    sides: dict[Tower, tuple[str, Any]] = {
+        "query": ("query: ", again.encode_query),
+        "passage": ("passage: ", again.encode_document),
+    }
+    for tower, (prompt, encode) in sides.items():
         expected = theirs.encode(TEXTS, prompt=prompt, normalize_embeddings=True)
-        vectors = ours.encode(ours.tokenize(TEXTS), tower, precision="fp32")  # type: ignore[arg-type]
+        vectors = ours.encode(ours.tokenize(TEXTS), tower, precision="fp32")
         np.testing.assert_allclose(vectors, expected, atol=1e-4)
         np.testing.assert_allclose(encode(TEXTS), expected, atol=1e-4)
     one = read_retriever(str(tmp_path / "model"), passage_prompt="passage: ").config

@@ -5,7 +5,7 @@ tells how it depends on each of them, and each part carries that on into the wei
 memory keep what they computed for that way back. The others are computed without gradient first and once more with
 gradient then (Gao et al., 2021, "Scaling deep contrastive learning batch size under memory limited setup"; here for
 pairs too), each in the memory that one before it has left. So memory does not grow with the length of the lists, and
-time not by leaps. What hardly moves the loss need not be computed again.
+time not by leaps. Of what hardly moves the loss a sample may stand for the whole.
 """
 
 from collections.abc import Callable, Sequence
