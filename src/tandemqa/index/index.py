@@ -79,8 +79,8 @@ class Index:
     def open(cls, folder: str | Path, earlier: "Index | None" = None) -> "Index":
         """Open an index; a file that is missing, truncated or damaged is a `TandemError` that names it.
 
-        Segments that an `earlier` index has open are shared with it, which makes this a matter of a quarter of a millisecond;
-        each of the two may be closed without the other.
+        Segments that an `earlier` index has open are shared with it, which makes this a matter of a quarter of a
+        millisecond; each of the two may be closed without the other.
         """
         folder = Path(folder)
         known = {} if earlier is None else {segment.folder.name: segment for segment in earlier.segments}
