@@ -93,7 +93,7 @@ def test_each_command_says_so_in_one_line(
         assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-@pytest.mark.skipif(not has_int8(), reason="this processor has no AVX512-VNNI")
+@pytest.mark.skipif(not has_int8(), reason="this processor has no AVX2")
 @pytest.mark.parametrize("encoder", [retriever, reranker])
 def test_nothing_is_calibrated_on_it(tiny_bundle: Path, encoder: Callable[[Bundle], Any], tmp_path: Path) -> None:
     bundle = broken(Path(shutil.copytree(tiny_bundle, tmp_path / "bundle")), encoder, TOLD)

@@ -68,6 +68,13 @@ def test_a_text_without_full_stops_is_cut_at_spaces() -> None:
 # The one that answers
 
 
+def answers(
+    retriever: DualEncoder, questions: list[str], passages: list[Passage], own: list[int]
+) -> list[tuple[int, int]]:
+    queries = retriever.tokenize(questions)
+    return best_sentences(retriever, queries, retriever.encode_queries(queries)[1], passages, own)
+
+
 def test_a_score_is_the_mean_of_the_best_cosines_of_the_query_tokens(
     retriever: DualEncoder, tiny_model: Path
 ) -> None:
@@ -82,8 +89,8 @@ def test_a_score_is_the_mean_of_the_best_cosines_of_the_query_tokens(
     questions = ["why do prices rise", "what was Tokyo called before"]
     texts = ["Inflation More money chases the same goods.", "Edo it was.", "Recursion " * 200]
     own = np.array([0, 1, 0])
-    ids = retriever.tokenize(questions), retriever.tokenize(texts)
-    scores = sentence_scores(retriever, *ids, own)
+    _, query_tokens = retriever.encode_queries(retriever.tokenize(questions))
+    scores = sentence_scores(retriever, query_tokens, retriever.tokenize(texts), own)
     for number, text in enumerate(texts):
         cosines = states(questions[own[number]]) @ states(text).T
         assert scores[number] == pytest.approx(cosines.max(axis=1).mean(), abs=0.02)  # bfloat16 where there is
@@ -92,8 +99,7 @@ def test_a_score_is_the_mean_of_the_best_cosines_of_the_query_tokens(
 def test_a_sentence_that_says_the_question_is_the_answer(retriever: DualEncoder) -> None:
     text = "Ants lay a trail of scent. When more money chases the same goods, prices rise.  Owls are quiet."
     passages = [Passage("a", "", text), Passage("b", "Inflation", text)]
-    queries = retriever.tokenize(["more money chases the same goods", "ants lay a trail"])
-    spans = best_sentences(retriever, queries, passages, [0, 1])
+    spans = answers(retriever, ["more money chases the same goods", "ants lay a trail"], passages, [0, 1])
     assert [text[start:end] for start, end in spans] == [
         "When more money chases the same goods, prices rise.",
         "Ants lay a trail of scent.",
@@ -133,31 +139,30 @@ def test_only_likely_sentences_are_read_and_one_alone_is_not(
     passages = [Passage(str(number), "", text) for number, text in enumerate(texts)]
     read: list[int] = []
 
-    def scores(retriever: object, queries: object, texts: list[object], own: np.ndarray) -> np.ndarray:
+    def scores(retriever: object, query_tokens: object, texts: list[object], own: np.ndarray) -> np.ndarray:
         read.append(len(texts))
         return np.arange(len(texts), dtype=np.float32)  # the last is the best
 
     monkeypatch.setattr("tandemqa.search.highlight.sentence_scores", scores)
-    queries = retriever.tokenize(["more money chases the same goods"])
     for behind, expected, count in ((0.0, texts[0][:51], 0), (2.0, "Bees dance.", 3)):
         monkeypatch.setattr("tandemqa.search.highlight.BEHIND", behind)
-        spans = best_sentences(retriever, queries, passages, [0, 0, 0])
+        spans = answers(retriever, ["more money chases the same goods"], passages, [0, 0, 0])
         assert texts[0][slice(*spans[0])] == expected and spans[1:] == [(0, 9), (0, 0)] and read[-1] == count
 
 
 def test_passages_without_text_have_an_empty_answer(retriever: DualEncoder) -> None:
     passages = [Passage("a", "Title", ""), Passage("b", "", " \n"), Passage("c", "", "One. Two.")]
-    spans = best_sentences(retriever, retriever.tokenize(["two"]), passages, [0, 0, 0])
+    spans = answers(retriever, ["two"], passages, [0, 0, 0])
     assert spans[:2] == [(0, 0), (0, 0)] and spans[2] in [(0, 4), (5, 9)]
-    assert best_sentences(retriever, [], [], []) == []
+    assert answers(retriever, [], [], []) == []
 
 
 def test_a_question_without_a_token_still_gets_a_sentence(retriever: DualEncoder) -> None:
-    (span,) = best_sentences(retriever, retriever.tokenize(["\u200b"]), [Passage("a", "", "One. Two.")], [0])
+    (span,) = answers(retriever, ["\u200b"], [Passage("a", "", "One. Two.")], [0])
     assert span == (0, 4)
 
 
 def test_only_the_first_sentences_of_a_book_are_looked_at(retriever: DualEncoder) -> None:
     text = "Nothing here. " * MOST + "Owls fly without a sound."
-    ((start, _),) = best_sentences(retriever, retriever.tokenize(["owls fly"]), [Passage("a", "", text)], [0])
+    ((start, _),) = answers(retriever, ["owls fly"], [Passage("a", "", text)], [0])
     assert start < text.index("Owls")

@@ -25,7 +25,7 @@ from tandemqa.encoders.foreign import read_reranker, read_retriever
 from tandemqa.encoders.onnx_export import INT8_GRAPH, Traceable, check_graph, export, quantise
 from tandemqa.encoders.onnx_graph import GRAPH, INPUTS, padded, tensors
 from tandemqa.encoders.packed import packed
-from tandemqa.encoders.quantised import has_int8
+from tandemqa.encoders.quantised import has_vnni
 from tandemqa.errors import TandemError
 
 PAIRS = [(query, passage) for query in range(len(TEXTS)) for passage in range(len(TEXTS))]
@@ -48,7 +48,7 @@ np.savez(
 )
 """
 
-needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor has no AVX512-VNNI")
+needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this processor has no AVX512-VNNI")
 
 needs_interpreter = pytest.mark.skipif(
     not INTERPRETER, reason="SENTENCE_TRANSFORMERS_ONNX names no Python with sentence-transformers and optimum-onnx"
@@ -66,7 +66,7 @@ def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 @pytest.fixture(scope="module")
 def exported(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(bundle, tmp_path_factory.mktemp("onnx") / "out", int8=has_int8()).folder
+    return export(bundle, tmp_path_factory.mktemp("onnx") / "out", int8=has_vnni()).folder
 
 
 def vectors_of(ours: Bundle) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def test_an_export_holds_no_other_weights_of_the_encoders(exported: Path) -> Non
         assert {"config.json", "tokenizer.json"} <= {path.name for path in (exported / folder).iterdir()}
 
 
-@needs_int8
+@needs_vnni
 def test_the_graph_in_int8_is_smaller_and_gives_nearly_the_same_states(bundle: Bundle, exported: Path) -> None:
     ours = bundle.retriever
     batch = ours.format.pad([ours.frame(each, "passage") for each in ours.tokenize(TEXTS)])
@@ -135,7 +135,7 @@ def test_the_graph_in_int8_is_smaller_and_gives_nearly_the_same_states(bundle: B
     assert len(products) == 16 and products.count("MatMul") == 4, "all but those of attention"
 
 
-@needs_int8
+@needs_vnni
 def test_a_calibrated_bundle_is_exported_in_the_bytes_that_it_computes_in(bundle: Bundle, tmp_path: Path) -> None:
     """Standard operators of static quantisation: the states of our own products in bytes, but for rounding."""
     calibrated = Bundle.load(shutil.copytree(bundle.folder, tmp_path / "bundle"))
@@ -207,8 +207,8 @@ def test_a_missing_package_and_a_missing_instruction_are_one_sentence(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(onnx_export, "has_int8", lambda: False)
-        with pytest.raises(TandemError, match="does not multiply bytes"):
+        patch.setattr(onnx_export, "has_vnni", lambda: False)
+        with pytest.raises(TandemError, match="lacks AVX512-VNNI"):
             export(tiny_bundle, tmp_path / "out", int8=True)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     found = CliRunner().invoke(app, ["export", str(tiny_bundle), str(tmp_path / "out")])
@@ -218,7 +218,7 @@ def test_a_missing_package_and_a_missing_instruction_are_one_sentence(
 
 
 @needs_interpreter
-@pytest.mark.parametrize("file_name", [GRAPH, pytest.param(INT8_GRAPH, marks=needs_int8)])
+@pytest.mark.parametrize("file_name", [GRAPH, pytest.param(INT8_GRAPH, marks=needs_vnni)])
 def test_sentence_transformers_gives_the_vectors_and_scores_of_the_bundle(
     bundle: Bundle, exported: Path, file_name: str
 ) -> None:

@@ -20,11 +20,12 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from tandemqa.encoders.backbone import for_inference, hidden_states
+from tandemqa.encoders.backbone import for_inference, has_bfloat16, hidden_states
 from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.encoders.packed import PackedEncoder, can_be_packed, packed
 from tandemqa.encoders.quantised import has_int8, measure_ranges
 
+CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 24,
@@ -86,6 +87,7 @@ def test_an_encoder_that_counts_positions_its_own_way_is_computed_its_own_way(ki
     torch.testing.assert_close(found[real], expected[real], atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.skipif(not has_bfloat16(CPU), reason="this processor has no AVX512-BF16")
 @torch.no_grad()
 def test_in_bfloat16_states_differ_by_its_rounding_alone() -> None:
     model, batch = bert(), batch_of([9, 4, 6])
@@ -112,7 +114,9 @@ def test_a_step_of_the_optimiser_is_noticed() -> None:
 def test_each_precision_is_packed_once_and_none_of_them_outlives_its_weights() -> None:
     model = bert()
     ranges = measure_ranges(model, [batch_of([9, 4])], hidden_states)
-    forms: list[tuple[torch.dtype, Any]] = [(torch.float32, None), (torch.bfloat16, None)]
+    forms: list[tuple[torch.dtype, Any]] = [(torch.float32, None)]
+    if has_bfloat16(CPU):
+        forms += [(torch.bfloat16, None)]
     if has_int8():
         forms += [(torch.float32, ranges), (torch.float32, dict(ranges))]
     once = [packed(model, *form) for form in forms]

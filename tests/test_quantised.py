@@ -24,13 +24,13 @@ from tandemqa.encoders.dense import Dense
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.encoders.packed import attend, packed
-from tandemqa.encoders.quantised import Int8Feedforward, SmoothedLinear, has_int8, measure_ranges
+from tandemqa.encoders.quantised import Int8Feedforward, Int8Linear, SmoothedLinear, has_int8, has_vnni, measure_ranges
 from tandemqa.errors import TandemError
 from tandemqa.index import build
 from tandemqa.index.index import Index
 from tandemqa.search.searcher import Searcher
 
-needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor has no AVX512-VNNI")
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor has no AVX2")
 
 
 def activations(rows: int, size: int) -> torch.Tensor:
@@ -53,7 +53,7 @@ def by_hand(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, ranges: t
     step = factor * (half / factor).max() / 127
     q = ((x - middle) / step).round().clamp(-128, 127)
     smoothed = weight * step
-    scale = smoothed.abs().amax(1, keepdim=True) / 127
+    scale = smoothed.abs().amax(1, keepdim=True) / (127 if has_vnni() else 64)
     return q @ ((smoothed / scale).round() * scale).T + weight @ middle + bias.double()
 
 
@@ -66,6 +66,14 @@ def test_a_product_is_that_of_its_bytes() -> None:
     assert ((found - expected).abs() < 1e-4).double().mean() > 0.95
     exact = x.double() @ weight.double().T + bias.double()
     assert (found - exact).norm() < 0.02 * (exact - exact.mean(0)).norm()
+
+
+@needs_int8
+def test_the_largest_bytes_do_not_overflow() -> None:
+    weight = torch.ones(16, 64) * torch.tensor([1.0, -1.0]).repeat(8)[:, None]
+    linear = Int8Linear(weight, torch.zeros(16), torch.ones(64), torch.zeros(64), 0)
+    found = linear(torch.full((32, 64), 255, dtype=torch.uint8), torch.float32)
+    torch.testing.assert_close(found, (64 * 255 * weight[:, 0]).expand(32, 16), rtol=1e-6, atol=0)
 
 
 @needs_int8
@@ -157,7 +165,7 @@ def test_what_int8_is_not_made_for_is_refused(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(TandemError, match="which this is not"):
         for_inference(bert(hidden_act="relu"), "int8", {})
     monkeypatch.setattr("tandemqa.encoders.backbone.has_int8", lambda: False)
-    with pytest.raises(TandemError, match="AVX512-VNNI"):
+    with pytest.raises(TandemError, match="AVX2 and later"):
         for_inference(bert(), "int8", {})
 
 

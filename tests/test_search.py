@@ -299,9 +299,10 @@ def test_an_unknown_mode_is_an_error(searcher: Searcher) -> None:
 def test_each_hit_has_the_place_of_its_answer(searcher: Searcher, bundle: Bundle, dataset: Dataset) -> None:
     questions = ["what was Tokyo called before", "how does bread rise"]
     queries = bundle.retriever.tokenize(questions)
+    _, tokens = bundle.retriever.encode_queries(queries)
     for number, answer in enumerate(searcher.search_many(questions, k=40)):
         passages = [dataset.passages[dataset.passages.row[hit.id]] for hit in answer]
-        expected = best_sentences(bundle.retriever, queries, passages, [number] * 40)
+        expected = best_sentences(bundle.retriever, queries, tokens, passages, [number] * 40)
         assert [(hit.answer_start, hit.answer_end) for hit in answer] == expected
         assert all(hit.answer and hit.answer == hit.text[hit.answer_start : hit.answer_end] for hit in answer)
 
@@ -334,7 +335,7 @@ def test_what_was_not_read_stands_behind_in_the_order_of_the_candidates(searcher
     for question, together in zip(questions, early.search_many(questions, k=40, stopping=1.0), strict=True):
         read = [hit for hit in together if hit.reranker_score is not None]
         left = [hit for hit in together if hit.reranker_score is None]
-        assert 4 <= len(read) < 40 and list(together) == [*read, *left]
+        assert STEP <= len(read) < 40 and list(together) == [*read, *left]
         assert sorted(hit.retriever_rank for hit in read) == list(range(1, len(read) + 1))
         assert [hit.retriever_rank for hit in left] == list(range(len(read) + 1, 41))
         scores = [hit.score for hit in together]

@@ -71,8 +71,8 @@ MovedBundle = Annotated[
     typer.Option("--bundle", metavar="BUNDLE", help="Where the models are, if they moved since `tandemqa index`."),
 ]
 
-PRECISIONS = "What the models compute in: auto is bfloat16 where the processor has it; int8 is faster on CPUs with \
-AVX512-VNNI"
+PRECISIONS = "What the models compute in: auto is bfloat16 where the processor has it; int8 is faster still on \
+x86 CPUs"
 Precisely = Annotated[
     Literal["auto", "fp32", "int8"], typer.Option("--precision", metavar="KIND", help=f"{PRECISIONS}.")
 ]

@@ -221,7 +221,7 @@ def check_int8(model: nn.Module) -> None:
             "int8 is for encoders of BERT's and RoBERTa's kind on a CPU, which this is not; leave that precision out."
         )
     if not has_int8():
-        raise TandemError("This processor does not multiply bytes (AVX512-VNNI); leave the precision int8 out.")
+        raise TandemError("This processor does not multiply bytes (AVX2 and later do); leave the precision int8 out.")
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -174,12 +174,7 @@ class DualEncoder(nn.Module):
         vectors = np.empty((len(texts), self.size), dtype=np.float32)
         for rows, states, batch in self._read(texts, tower, token_budget, show, precision):
             vectors[rows] = self.pooled(states, batch).float().cpu().numpy()
-        if (row := not_finite(vectors)) is not None:
-            text = named(self.tokenizer, texts[row])
-            raise TandemError(
-                f"The retriever {self.config.model} gives the {tower} {text} a vector that is not finite; "
-                "train it again, or use another."
-            )
+        self._check_finite(vectors, texts, tower)
         return vectors
 
     @torch.inference_mode()
@@ -190,14 +185,25 @@ class DualEncoder(nn.Module):
 
         The prompt and special tokens are left out, and so are tokens beyond the tower's length.
         """
-        vectors: list[npt.NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(texts)
-        before, after = len(self.format.prefix) + len(self.prompts[tower]), len(self.format.suffix)
+        tokens: list[npt.NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(texts)
         for rows, states, batch in self._read(texts, tower, token_budget, None, precision):
-            unit = nn.functional.normalize(states.float(), dim=-1).cpu().numpy()
-            lengths = batch.attention_mask.sum(1).tolist()
-            for row, state, length in zip(rows.tolist(), unit, lengths, strict=True):
-                vectors[row] = state[before : length - after]
-        return vectors
+            for row, own in zip(rows.tolist(), self._tokens(states, batch, tower), strict=True):
+                tokens[row] = own
+        return tokens
+
+    @torch.inference_mode()
+    def encode_queries(
+        self, queries: TokenIds, token_budget: int = 4096
+    ) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
+        """What `encode` and `encode_tokens` give for queries, which are read only once."""
+        vectors = np.empty((len(queries), self.size), dtype=np.float32)
+        tokens: list[npt.NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(queries)
+        for rows, states, batch in self._read(queries, "query", token_budget, None, None):
+            vectors[rows] = self.pooled(states, batch).float().cpu().numpy()
+            for row, own in zip(rows.tolist(), self._tokens(states, batch, "query"), strict=True):
+                tokens[row] = own
+        self._check_finite(vectors, queries, "query")
+        return vectors, tokens
 
     @torch.inference_mode()
     def look_up(self, ids: Ids) -> npt.NDArray[np.float32]:
@@ -206,6 +212,21 @@ class DualEncoder(nn.Module):
         tokens = torch.from_numpy(ids.astype(np.int64)).to(device_of(self))
         unit: npt.NDArray[np.float32] = nn.functional.normalize(table(tokens).float(), dim=-1).cpu().numpy()
         return unit
+
+    def _tokens(self, states: Tensor, batch: TokenBatch, tower: Tower) -> list[npt.NDArray[np.float32]]:
+        """The states (N, L, d) of each text's own tokens, scaled to unit length."""
+        before, after = len(self.format.prefix) + len(self.prompts[tower]), len(self.format.suffix)
+        unit = nn.functional.normalize(states.float(), dim=-1).cpu().numpy()
+        lengths = batch.attention_mask.sum(1).tolist()
+        return [state[before : length - after] for state, length in zip(unit, lengths, strict=True)]
+
+    def _check_finite(self, vectors: npt.NDArray[np.float32], texts: TokenIds, tower: Tower) -> None:
+        if (row := not_finite(vectors)) is not None:
+            text = named(self.tokenizer, texts[row])
+            raise TandemError(
+                f"The retriever {self.config.model} gives the {tower} {text} a vector that is not finite; "
+                "train it again, or use another."
+            )
 
     def _read(
         self,

@@ -19,7 +19,7 @@ from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.encoders.layout import PASSAGE_TOWER, QUERY_TOWER
 from tandemqa.encoders.onnx_graph import GRAPH, INPUTS, TOLERANCE, difference, outputs, padded, tensors
 from tandemqa.encoders.onnx_int8 import Int8Graph
-from tandemqa.encoders.quantised import Ranges, has_int8
+from tandemqa.encoders.quantised import Ranges, has_vnni
 from tandemqa.errors import TandemError, first_line
 from tandemqa.extras import needed
 from tandemqa.files import whole_folder
@@ -66,9 +66,9 @@ def export(bundle: Bundle | str | Path, out: str | Path, int8: bool = False) -> 
     place = Path(out)
     if place.exists() and ((place / MANIFEST).exists() or not (place / "reranker" / GRAPH).exists()):
         raise TandemError(f"{place} exists and is no earlier export; choose another place.")
-    if int8 and not has_int8():
+    if int8 and not has_vnni():
         raise TandemError(
-            "This processor does not multiply bytes (AVX512-VNNI), so a graph in int8 could not be checked; "
+            "This processor lacks AVX512-VNNI, which a graph in int8 is made for, so it could not be checked; "
             "leave --int8 out."
         )
     if not isinstance(bundle, Bundle):

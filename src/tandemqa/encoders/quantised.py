@@ -1,9 +1,12 @@
-"""Matrix products in bytes: activations as unsigned ones, weights as signed ones, sums in int32 (AVX512-VNNI).
+"""Matrix products in bytes: activations as unsigned ones, weights as signed ones, sums in int32.
 
 A byte q of channel c stands for the activation (q - zero) · step_c + middle_c. Each channel has a step of its own,
 because a few channels reach ten times as far as the rest; `step_c` is multiplied into the weights (SmoothQuant, Xiao
 et al., ICML 2023) and `middle_c` goes into the bias, so that the product needs neither. The ranges of channels are
 measured once, on texts like those to be encoded.
+
+Processors with VNNI sum products of bytes in 32 bits. Others (AVX2) first add two of them in 16 bits, which hold the sum
+of two activations times weights up to 64: there, a weight has seven bits.
 """
 
 import hashlib
@@ -32,16 +35,24 @@ ADDED_SHARE = 1 / 96
 # oneDNN's products are fastest where rows come in sixteens.
 BLOCK = 16
 TINY = 1e-6
+# The largest byte of a weight, with VNNI and without: 2 · 255 · 64 < 2^15.
+MOST, MOST_IN_16_BITS = 127, 64
 
 
 def has_int8() -> bool:
-    """Whether the processor multiplies bytes (AVX512-VNNI)."""
-    return bool(torch.cpu._is_vnni_supported())
+    """Whether the processor multiplies bytes faster than floats: x86 from AVX2 on."""
+    return bool(torch.cpu.get_capabilities().get("avx2", False))
+
+
+def has_vnni() -> bool:
+    """Whether it sums their products in 32 bits, as its oneDNN does with AVX512-VNNI or AVX-VNNI."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_vnni", False) or able.get("avx_vnni", False))
 
 
 def in_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix (out, in) as signed bytes, and the scale of each row, (out,)."""
-    scale = weight.abs().amax(1).clamp_min(TINY) / 127
+    """A matrix (out, in) as signed bytes that this processor multiplies exactly, and the scale of each row, (out,)."""
+    scale = weight.abs().amax(1).clamp_min(TINY) / (MOST if has_vnni() else MOST_IN_16_BITS)
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 

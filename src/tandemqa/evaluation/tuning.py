@@ -254,12 +254,12 @@ def _ranked(searcher: Searcher, dataset: Dataset, qrels: Qrels, k: int) -> list[
     if not any(passage in row for grades in qrels.values() for passage, grade in grades.items() if grade > 0):
         raise TandemError(f"The index {index.folder} holds no passage that is relevant; index the passages judged.")
     texts = [dataset.queries[query_id] for query_id in qrels]
-    queries = retriever.tokenize(texts)
+    vectors = retriever.encode(retriever.tokenize(texts), "query")
     depths = [depth for depth in DEPTHS if depth <= max(k, len(index))]
     asked = [(mode, depth) for mode in MODES for depth in depths]
     found: dict[tuple[Mode, int], Candidates] = {}
     for mode, depth in track(asked, "find candidates", len(asked), "setting"):
-        found[mode, depth] = find(index, retriever, texts, queries, max(RANKED, depth), mode, learnt.fusion)
+        found[mode, depth] = find(index, texts, vectors, max(RANKED, depth), mode, learnt.fusion)
     scores = _Scores(searcher, dataset, list(qrels))
     scores.make([found[mode, depth].run.rows[:, :depth] for mode, depth in asked])
     points = []

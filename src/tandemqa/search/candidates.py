@@ -11,8 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tandemqa.data.runs import Run
-from tandemqa.data.tokens import TokenIds
-from tandemqa.encoders.dual import DualEncoder
 from tandemqa.errors import TandemError
 from tandemqa.index.index import Index
 from tandemqa.search.rank import FUSED, fuse
@@ -36,15 +34,14 @@ class Candidates:
 
 def find(
     index: Index,
-    retriever: DualEncoder,
     questions: Sequence[str],
-    queries: TokenIds,
+    vectors: NDArray[np.float32],
     k: int,
     mode: Mode,
     share: float | None = None,
     where: Sequence[str] = (),
 ) -> Candidates:
-    """The `k` best candidates for each question; queries: the questions as the retriever's token ids.
+    """The `k` best candidates for each question; vectors: the retriever's of the questions, float32 (Q, d).
 
     share: the retriever's part in a hybrid's weighted sum; None fuses by rank. A hybrid is made of FUSED candidates
     of each of the two, or of `k` if that is more. Whatever ranked a candidate, it comes with its similarity, so that
@@ -55,7 +52,6 @@ def find(
         raise TandemError(f"There is no mode {mode!r}; choose one of {', '.join(get_args(Mode))}.")
     k = min(k, len(index))
     names = list(questions)
-    vectors = retriever.encode(queries, "query")
     if mode == "dense":
         run = Run(names, *index.search_vectors(vectors, k, where))
         return Candidates(run, run.scores, None)

@@ -14,18 +14,23 @@ from tandemqa.search.sentences import sentences
 # Sentences looked at in one passage, so that a whole book as a passage does not take a minute.
 MOST = 100
 # Of these, so many are read at the most, and none whose words are less like the question's by more than this.
-FEW, BEHIND = 6, 0.15
+FEW, BEHIND = 3, 0.1
 # Sentences whose token states are held at once, some hundred megabytes at the most.
 BLOCK = 1024
 
 
 def best_sentences(
-    retriever: DualEncoder, queries: TokenIds, passages: Sequence[Passage], own: Sequence[int]
+    retriever: DualEncoder,
+    queries: TokenIds,
+    query_tokens: Sequence[NDArray[np.float32]],
+    passages: Sequence[Passage],
+    own: Sequence[int],
 ) -> list[tuple[int, int]]:
     """Where the sentence of each passage that answers its query best begins and ends in the text, in characters.
 
-    queries: the retriever's token ids; own: the row of each passage's query. A sentence is read behind the title of
-    its passage; of equal ones the first is taken. A passage without text has the span (0, 0).
+    queries: the retriever's token ids; query_tokens: what `DualEncoder.encode_queries` makes of them; own: the row of
+    each passage's query. A sentence is read behind the title of its passage; of equal ones the first is taken. A
+    passage without text has the span (0, 0).
     """
     spans = [_distinct(passage.text, sentences(passage.text)[:MOST]) for passage in passages]
     texts = [
@@ -40,7 +45,8 @@ def best_sentences(
     scores = np.where(likely, np.float32(-1.0), np.float32(-np.inf))
     # A sentence that is the only likely one of its passage needs no reading.
     read = np.flatnonzero(likely & (np.bincount(of[likely], minlength=len(passages))[of] > 1))
-    scores[read] = sentence_scores(retriever, queries, [tokens[number] for number in read], np.array(own)[of[read]])
+    texts_read = [tokens[number] for number in read]
+    scores[read] = sentence_scores(retriever, query_tokens, texts_read, np.array(own)[of[read]])
     ends = np.cumsum(counts)
     return [
         found[int(np.argmax(scores[end - len(found) : end]))] if found else (0, 0)
@@ -87,16 +93,17 @@ def likely_sentences(
 
 
 def sentence_scores(
-    retriever: DualEncoder, queries: TokenIds, texts: TokenIds, own: NDArray[np.int64]
+    retriever: DualEncoder, query_tokens: Sequence[NDArray[np.float32]], texts: TokenIds, own: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """How well each text answers its query, float32 (N,): the mean over the query's tokens of the cosine to the token
     of the text that is most like it.
+
+    query_tokens: what `DualEncoder.encode_queries` makes of the queries; own: the row of each text's query.
 
     The late interaction of ColBERT (Khattab and Zaharia, SIGIR 2020), on the token states that the retriever pools.
     A sentence is so short that this finds the answer more often than the similarity of the two vectors, the
     re-ranker's score, or words weighted by their rarity: `benchmarks/results/answers.md`.
     """
-    query_tokens = retriever.encode_tokens(queries, "query")
     scores = np.full(len(texts), -1.0, dtype=np.float32)
     for start in range(0, len(texts), BLOCK):
         block = [texts[number] for number in range(start, min(start + BLOCK, len(texts)))]

@@ -196,7 +196,8 @@ class Searcher:
         times = [time.perf_counter()]
         retriever = self.bundle.retriever
         queries = retriever.tokenize(questions)
-        candidates = find(index, retriever, questions, queries, max(k, depth), mode, self.learnt.fusion, where)
+        vectors, query_tokens = retriever.encode_queries(queries)
+        candidates = find(index, questions, vectors, max(k, depth), mode, self.learnt.fusion, where)
         times.append(time.perf_counter())
         scores = np.full(candidates.run.rows.shape, -np.inf, dtype=np.float32)
         if depth == 0:
@@ -208,7 +209,7 @@ class Searcher:
         times.append(time.perf_counter())
         hits = self._hits(index, candidates, scores, best)
         times.append(time.perf_counter())
-        hits = self._with_answers(queries, hits)
+        hits = self._with_answers(queries, query_tokens, hits)
         times.append(time.perf_counter())
         seconds = {
             stage: (end - start) / len(questions)
@@ -267,11 +268,13 @@ class Searcher:
             )
         return hits
 
-    def _with_answers(self, queries: TokenIds, hits: list[list[Hit]]) -> list[list[Hit]]:
+    def _with_answers(
+        self, queries: TokenIds, query_tokens: Sequence[NDArray[np.float32]], hits: list[list[Hit]]
+    ) -> list[list[Hit]]:
         """The hits with the sentence of each that answers best."""
         own = [number for number, found in enumerate(hits) for _ in found]
         passages = [Passage(hit.id, hit.title, hit.text) for found in hits for hit in found]
-        spans = iter(best_sentences(self.bundle.retriever, queries, passages, own))
+        spans = iter(best_sentences(self.bundle.retriever, queries, query_tokens, passages, own))
         return [
             [
                 replace(hit, answer=hit.text[start:end], answer_start=start, answer_end=end)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tandemqa.search.learnt import Stopping
 
 # Candidates of a question that are read between two looks at what is left.
-STEP = 4
+STEP = 2
 
 # Final scores of the candidates marked in a bool (Q, D), float (Q, D); elsewhere it may hold anything.
 Read = Callable[[NDArray[np.bool_]], NDArray[np.floating]]
