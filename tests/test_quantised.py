@@ -24,7 +24,14 @@ from tandemqa.encoders.dense import Dense
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.encoders.inputs import TokenBatch
 from tandemqa.encoders.packed import attend, packed
-from tandemqa.encoders.quantised import Int8Feedforward, Int8Linear, SmoothedLinear, has_int8, has_vnni, measure_ranges
+from tandemqa.encoders.quantised import (
+    Int8Feedforward,
+    Int8Linear,
+    SmoothedLinear,
+    has_int8,
+    has_vnni,
+    measure_ranges,
+)
 from tandemqa.errors import TandemError
 from tandemqa.index import build
 from tandemqa.index.index import Index

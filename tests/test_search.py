@@ -21,6 +21,7 @@ from tandemqa.search.highlight import best_sentences
 from tandemqa.search.learnt import Learnt
 from tandemqa.search.rank import fuse, lexical, rerank, retrieve
 from tandemqa.search.searcher import Answer, Searcher
+from tandemqa.search.stopping import STEP
 
 TUNED = {"vectors": "exact", "precision": "auto", "passages": 40, "split": "dev", "questions": 7, "mrr": 0.5}
 TUNED |= {"ndcg": 0.5, "limit_ms": 80, "p50_ms": 5, "p95_ms": 9, "k": 5, "threads": 1}

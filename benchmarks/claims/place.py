@@ -29,7 +29,7 @@ from claims.cells import (
 from tandemqa import Dataset, load_dataset, load_recipe
 from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run
-from tandemqa.encoders.backbone import BASE_MODEL, load_tokenizer, resolve_model
+from tandemqa.encoders.backbone import BASE_MODEL, default_device, has_bfloat16, load_tokenizer, resolve_model
 from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
 from tandemqa.files import read_json, save_array, whole_folder, write_json
 from tandemqa.index.vectors import passage_index
@@ -210,10 +210,11 @@ def surroundings() -> dict[str, Any]:
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
     cpuinfo = Path("/proc/cpuinfo")
+    computes = "bfloat16" if has_bfloat16(default_device()) else "float32"
     models = [line.partition(": ")[2] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
     return {
         "commit": commit + (" with changes" if changed else ""),
-        "machine": f"{models[0] if models else platform.processor()}, {platform.machine()}",
+        "machine": f"{models[0] if models else platform.processor()}, {platform.machine()}, {computes}",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

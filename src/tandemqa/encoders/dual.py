@@ -36,6 +36,9 @@ from tandemqa.progress import bar
 
 Tower = Literal["query", "passage"]
 
+# Tokens of a batch, padding included.
+TOKEN_BUDGET = 4096
+
 
 class RetrieverConfig(BaseModel):
     """What the retriever is."""
@@ -161,7 +164,7 @@ class DualEncoder(nn.Module):
         self,
         texts: TokenIds,
         tower: Tower,
-        token_budget: int = 4096,
+        token_budget: int = TOKEN_BUDGET,
         show: "str | tqdm[Any] | None" = None,
         precision: Precision | None = None,
     ) -> npt.NDArray[np.float32]:
@@ -179,7 +182,7 @@ class DualEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode_tokens(
-        self, texts: TokenIds, tower: Tower, token_budget: int = 4096, precision: Precision | None = None
+        self, texts: TokenIds, tower: Tower, token_budget: int = TOKEN_BUDGET, precision: Precision | None = None
     ) -> list[npt.NDArray[np.float32]]:
         """The last state of every token of each text, scaled to unit length: float32 of shape (L, d) a text.
 
@@ -192,13 +195,11 @@ class DualEncoder(nn.Module):
         return tokens
 
     @torch.inference_mode()
-    def encode_queries(
-        self, queries: TokenIds, token_budget: int = 4096
-    ) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
+    def encode_queries(self, queries: TokenIds) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
         """What `encode` and `encode_tokens` give for queries, which are read only once."""
         vectors = np.empty((len(queries), self.size), dtype=np.float32)
         tokens: list[npt.NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(queries)
-        for rows, states, batch in self._read(queries, "query", token_budget, None, None):
+        for rows, states, batch in self._read(queries, "query", TOKEN_BUDGET, None, None):
             vectors[rows] = self.pooled(states, batch).float().cpu().numpy()
             for row, own in zip(rows.tolist(), self._tokens(states, batch, "query"), strict=True):
                 tokens[row] = own

@@ -5,8 +5,8 @@ because a few channels reach ten times as far as the rest; `step_c` is multiplie
 et al., ICML 2023) and `middle_c` goes into the bias, so that the product needs neither. The ranges of channels are
 measured once, on texts like those to be encoded.
 
-Processors with VNNI sum products of bytes in 32 bits. Others (AVX2) first add two of them in 16 bits, which hold the sum
-of two activations times weights up to 64: there, a weight has seven bits.
+Processors with VNNI sum products of bytes in 32 bits. Others (AVX2) first add two of them in 16 bits, which hold that
+much of weights up to 64: there, a weight has seven bits.
 """
 
 import hashlib
@@ -50,9 +50,14 @@ def has_vnni() -> bool:
     return bool(able.get("avx512_vnni", False) or able.get("avx_vnni", False))
 
 
+def most_in_weights() -> int:
+    """The largest byte of a weight that this processor multiplies exactly."""
+    return MOST if has_vnni() else MOST_IN_16_BITS
+
+
 def in_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix (out, in) as signed bytes that this processor multiplies exactly, and the scale of each row, (out,)."""
-    scale = weight.abs().amax(1).clamp_min(TINY) / (MOST if has_vnni() else MOST_IN_16_BITS)
+    """A matrix (out, in) as signed bytes up to `most_in_weights`, and the scale of each row, (out,)."""
+    scale = weight.abs().amax(1).clamp_min(TINY) / most_in_weights()
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 

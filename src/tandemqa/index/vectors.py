@@ -11,7 +11,7 @@ from tandemqa.data.dataset import Dataset
 from tandemqa.data.tokens import passage_tokens, tokenizer_fingerprint
 from tandemqa.encoders.backbone import device_of, has_bfloat16
 from tandemqa.encoders.dual import DualEncoder
-from tandemqa.encoders.quantised import ranges_fingerprint
+from tandemqa.encoders.quantised import most_in_weights, ranges_fingerprint
 from tandemqa.files import cache_folder, save_array
 from tandemqa.index.dense import DenseIndex, in_half
 from tandemqa.index.segment import SHARD
@@ -59,7 +59,7 @@ class VectorCache:
 def _precision(retriever: DualEncoder) -> list[str]:
     """What tells the retriever's precision from others; nothing for the usual one."""
     if retriever.precision == "int8":
-        return ["int8", ranges_fingerprint(retriever.ranges["passage"])]
+        return [f"int8 up to {most_in_weights()}", ranges_fingerprint(retriever.ranges["passage"])]
     return [] if retriever.precision == "auto" else [retriever.precision]
 
 
