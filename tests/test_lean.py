@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import held_at_most_by
 from peft import LoraConfig, inject_adapter_in_model
-from test_packed import KIN, SIZES, batch_of, bert, roberta
+from test_packed import KIN, SIZES, batch_of, bert, needs_bfloat16, roberta
 from torch import Tensor, nn
 
 from tandemqa.encoders.backbone import hidden_states
@@ -77,7 +77,7 @@ def test_states_and_gradients_are_those_of_autograd(model: Any, types: bool, che
         )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
 def test_its_reader_gives_the_same_states_and_those_of_the_weights_as_they_are(dtype: torch.dtype) -> None:
     model, batch = bert(**NO_DROPOUT).train(), batch_of([9, 4, 6])
     real = batch.attention_mask == 1

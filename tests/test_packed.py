@@ -26,6 +26,8 @@ from tandemqa.encoders.packed import PackedEncoder, can_be_packed, packed
 from tandemqa.encoders.quantised import has_int8, measure_ranges
 
 CPU = torch.device("cpu")
+needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(CPU), reason="this processor has no AVX512-BF16")
+
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 24,
@@ -87,7 +89,7 @@ def test_an_encoder_that_counts_positions_its_own_way_is_computed_its_own_way(ki
     torch.testing.assert_close(found[real], expected[real], atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.skipif(not has_bfloat16(CPU), reason="this processor has no AVX512-BF16")
+@needs_bfloat16
 @torch.no_grad()
 def test_in_bfloat16_states_differ_by_its_rounding_alone() -> None:
     model, batch = bert(), batch_of([9, 4, 6])
