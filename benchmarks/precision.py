@@ -61,7 +61,8 @@ def main() -> None:
     unread = [dataset.passages[row].full for row in others[:CALIBRATED_ON]] or passages[:CALIBRATED_ON]
     with tempfile.TemporaryDirectory() as folder:
         bundle, learnt = copy_of(options.bundle, Path(folder) / "bundle"), Learnt.of(Bundle.load(options.bundle))
-        bundle.calibrate(unasked[:CALIBRATED_ON], unread)
+        if "int8" in FAST:
+            bundle.calibrate(unasked[:CALIBRATED_ON], unread)
         measured = stages(bundle, learnt.blend, questions, passages, qrels, ids)
     print(f"{len(qrels):,} {options.split} questions, {len(ids):,} passages, {DEPTH} re-ranked\n")
     print(table(measured))

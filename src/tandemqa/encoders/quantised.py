@@ -5,7 +5,7 @@ because a few channels reach ten times as far as the rest; `step_c` is multiplie
 et al., ICML 2023) and `middle_c` goes into the bias, so that the product needs neither. The ranges of channels are
 measured once, on texts like those to be encoded.
 
-Processors with VNNI sum products of bytes in 32 bits. Others (AVX2) first add two of them in 16 bits, which hold that
+Processors with AVX512-VNNI sum products of bytes in 32 bits. Others (AVX2) first add two of them in 16 bits, which hold that
 much of weights up to 64: there, a weight has seven bits.
 """
 
@@ -41,13 +41,12 @@ MOST, MOST_IN_16_BITS = 127, 64
 
 def has_int8() -> bool:
     """Whether the processor multiplies bytes faster than floats: x86 from AVX2 on."""
-    return bool(torch.cpu.get_capabilities().get("avx2", False))
+    return bool(torch.cpu._is_avx2_supported())
 
 
 def has_vnni() -> bool:
-    """Whether it sums their products in 32 bits, as its oneDNN does with AVX512-VNNI or AVX-VNNI."""
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_vnni", False) or able.get("avx_vnni", False))
+    """Whether the processor sums products of bytes in 32 bits (AVX512-VNNI)."""
+    return bool(torch.cpu._is_vnni_supported())
 
 
 def most_in_weights() -> int:
