@@ -5,8 +5,8 @@ because a few channels reach ten times as far as the rest; `step_c` is multiplie
 et al., ICML 2023) and `middle_c` goes into the bias, so that the product needs neither. The ranges of channels are
 measured once, on texts like those to be encoded.
 
-Processors with AVX512-VNNI sum products of bytes in 32 bits. Others (AVX2) first add two of them in 16 bits, which hold that
-much of weights up to 64: there, a weight has seven bits.
+Processors with AVX512-VNNI sum products of bytes in 32 bits. Others (AVX2) first add two of them in 16 bits, which
+hold that much of weights up to 64: there, a weight has seven bits.
 """
 
 import hashlib
