@@ -12,7 +12,7 @@ from tandemqa.data.runs import Run
 from tandemqa.evaluation.stopping import learn_stopping
 from tandemqa.lists.logistic import logistic_fit
 from tandemqa.search.learnt import Stopping
-from tandemqa.search.stopping import STEP, chance, read_until_settled, standing
+from tandemqa.search.stopping import chance, read_until_settled, standing
 
 RULE = Stopping(best=-1.5, own=0.2, lead=-0.5, ahead=1.0, read=-0.3, offset=0.5, curve=[])
 
@@ -83,7 +83,7 @@ def test_at_zero_all_is_read_and_a_higher_dial_never_reads_more() -> None:
         assert not (done & ~present).any()
         assert (np.diff(done.astype(int), axis=1) <= 0).all(), "candidates are read from the top"
         counts.append(done.sum(axis=1))
-    assert (counts[0] == present.sum(axis=1)).all() and (counts[-1] == STEP).all()
+    assert (counts[0] == present.sum(axis=1)).all() and (counts[-1] == RULE.step).all()
     assert all((more >= less).all() for more, less in pairwise(counts))
     assert counts[0].sum() > counts[1].sum() > counts[3].sum()
 
@@ -97,7 +97,7 @@ def test_many_questions_stop_where_each_would_alone() -> None:
         return np.where(wanted, scores, np.nan)  # what was not asked for must not be used
 
     together = read_until_settled(present, promise, read, RULE, 0.05)
-    assert len(asked) <= 24 / STEP and (sum(wanted.astype(int) for wanted in asked) == together).all()
+    assert len(asked) <= 24 / RULE.step and (sum(wanted.astype(int) for wanted in asked) == together).all()
     assert len(set(together.sum(axis=1).tolist())) > 2
     for number in range(30):
         one = slice(number, number + 1)

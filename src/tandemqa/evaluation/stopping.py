@@ -12,8 +12,10 @@ from tandemqa.lists.logistic import logistic_fit
 from tandemqa.progress import track
 from tandemqa.search.learnt import Stopping, StoppingPoint
 from tandemqa.search.rank import blended, final_scores
-from tandemqa.search.stopping import STEP, read_until_settled, standing
+from tandemqa.search.stopping import read_until_settled, standing
 
+# Candidates of a question that are read between two looks at what is left.
+STEP = 2
 DIAL = (0.0, 0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 # Weight of the penalty on the squared slopes, of values of unit spread: keeps them finite where states separate.
 RIDGE = 1.0
@@ -42,7 +44,7 @@ def learn_stopping(
         return None
     slopes, offset = logistic_fit(np.concatenate(states), labels, np.ones(len(labels)), RIDGE)
     best, own, lead, ahead, read = slopes.tolist()
-    rule = Stopping(best=best, own=own, lead=lead, ahead=ahead, read=read, offset=offset, curve=[])
+    rule = Stopping(best=best, own=own, lead=lead, ahead=ahead, read=read, offset=offset, step=STEP, curve=[])
     points: list[StoppingPoint] = []
     for stopping in track(DIAL, "learn when to stop", len(DIAL), "value"):
         done = read_until_settled(present, candidates.scores, lambda _: final, rule, stopping)

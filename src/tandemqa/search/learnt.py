@@ -41,6 +41,9 @@ class Stopping(_Part):
     ahead: float = Field(description="Slope on the largest similarity of what is left.")
     read: float = Field(description="Slope on the logarithm of how many are read.")
     offset: float
+    step: int = Field(
+        4, ge=1, description="Candidates read between two looks; bundles that do not say learnt with 4."
+    )
     curve: list[StoppingPoint]
 
 

@@ -7,9 +7,6 @@ from numpy.typing import NDArray
 
 from tandemqa.search.learnt import Stopping
 
-# Candidates of a question that are read between two looks at what is left.
-STEP = 2
-
 # Final scores of the candidates marked in a bool (Q, D), float (Q, D); elsewhere it may hold anything.
 Read = Callable[[NDArray[np.bool_]], NDArray[np.floating]]
 
@@ -20,15 +17,15 @@ def read_until_settled(
     """Which candidates were read, bool (Q, D): of each question those from the top, all at `stopping` 0.
 
     present: where there is a candidate, in the first stage's order; promise: the retriever's similarity of each; both
-    (Q, D). Questions that go on are read together, STEP candidates each. A question stops where the
-    chance that the rest matters falls below `stopping`: a logistic function, learnt on dev (see
+    (Q, D). Questions that go on are read together, as many candidates each as the rule was learnt with. A question
+    stops where the chance that the rest matters falls below `stopping`: a logistic function, learnt on dev (see
     `evaluation.stopping`), of how the reading stands (see `standing`). The rest matters if the
     first hit is in it: the hits behind the first are not looked at, and lose more.
     """
     scores = np.full(present.shape, -np.inf)
     done = np.zeros(present.shape, dtype=bool)
     goes_on = np.ones(len(present), dtype=bool)
-    for start in range(0, present.shape[1], STEP):
+    for start in range(0, present.shape[1], rule.step):
         left = present & ~done
         goes_on = goes_on & left.any(axis=1)
         if start > 0 and stopping > 0:
@@ -36,7 +33,7 @@ def read_until_settled(
         if not goes_on.any():
             break
         batch = left & goes_on[:, None]
-        batch[:, start + STEP :] = False
+        batch[:, start + rule.step :] = False
         scores[batch] = read(batch)[batch]
         done |= batch
     return done
