@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
 from tandemqa.encoders.packed import GELU, NEVER
-from tandemqa.encoders.quantised import PRODUCTS, ZERO, Ranges, feedforward_bytes, in_bytes, smoothing, split_neurons
+from tandemqa.encoders.quantised import (
+    MOST_IN_32_BITS,
+    PRODUCTS,
+    ZERO,
+    Ranges,
+    feedforward_bytes,
+    in_bytes,
+    smoothing,
+    split_neurons,
+)
 
 
 class Int8Graph(nn.Module):
@@ -80,7 +89,7 @@ class Product(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor, step: float, zero: int) -> None:
         super().__init__()
-        rounded, scale = in_bytes(weight.detach())
+        rounded, scale = in_bytes(weight.detach(), MOST_IN_32_BITS)
         self.bias = nn.Buffer(bias.detach())
         self.weight, self.scale = nn.Buffer(rounded.T.contiguous()), nn.Buffer(scale)
         self.weight_zero = nn.Buffer(torch.zeros(len(scale), dtype=torch.int8))

@@ -36,7 +36,7 @@ ADDED_SHARE = 1 / 96
 BLOCK = 16
 TINY = 1e-6
 # The largest byte of a weight, with VNNI and without: 2 · 255 · 64 < 2^15.
-MOST, MOST_IN_16_BITS = 127, 64
+MOST_IN_32_BITS, MOST_IN_16_BITS = 127, 64
 
 
 def has_int8() -> bool:
@@ -51,12 +51,12 @@ def has_vnni() -> bool:
 
 def most_in_weights() -> int:
     """The largest byte of a weight that this processor multiplies exactly."""
-    return MOST if has_vnni() else MOST_IN_16_BITS
+    return MOST_IN_32_BITS if has_vnni() else MOST_IN_16_BITS
 
 
-def in_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix (out, in) as signed bytes up to `most_in_weights`, and the scale of each row, (out,)."""
-    scale = weight.abs().amax(1).clamp_min(TINY) / most_in_weights()
+def in_bytes(weight: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """A matrix (out, in) as signed bytes up to `most`, and the scale of each row, (out,)."""
+    scale = weight.abs().amax(1).clamp_min(TINY) / most
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
@@ -74,7 +74,7 @@ class Int8Linear:
     def __init__(self, weight: Tensor, bias: Tensor, step: Tensor, middle: Tensor, zero: int) -> None:
         self.zero = zero
         self.bias = bias + weight @ middle
-        rounded, self.scale = in_bytes(weight * step)
+        rounded, self.scale = in_bytes(weight * step, most_in_weights())
         self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
         self.weight_zero = torch.zeros(len(weight), dtype=torch.int64)
 

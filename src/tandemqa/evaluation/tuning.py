@@ -24,7 +24,7 @@ from tandemqa.data.qrels import Qrels
 from tandemqa.data.runs import Run
 from tandemqa.encoders.backbone import Precision, device_of, has_bfloat16
 from tandemqa.encoders.bundle import Bundle
-from tandemqa.encoders.quantised import has_int8
+from tandemqa.encoders.quantised import has_int8, most_in_weights
 from tandemqa.errors import TandemError
 from tandemqa.evaluation.metrics import counted_queries, evaluate_run
 from tandemqa.evaluation.significance import paired_interval
@@ -344,6 +344,7 @@ class _Scores:
             bundle.calibration,
             index.precision,
             has_bfloat16(device_of(bundle.reranker)),
+            most_in_weights(),
             dataset.fingerprint,
             index.about["data"]["fingerprint"],
             index.passages.generation,
