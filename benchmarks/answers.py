@@ -68,8 +68,9 @@ class Sample:
         scores[LEXICAL] = words[own, np.arange(len(texts))]
         queries, read = retriever.tokenize(self.questions), retriever.tokenize(titled)
         vectors = retriever.encode(read, "passage", show="encode")
-        scores["retriever"] = np.einsum("nd,nd->n", vectors, retriever.encode(queries, "query")[own])
-        scores[LATE] = sentence_scores(retriever, retriever.encode_queries(queries)[1], read, own)
+        query_vectors, query_tokens = retriever.encode_queries(queries)
+        scores["retriever"] = np.einsum("nd,nd->n", vectors, query_vectors[own])
+        scores[LATE] = sentence_scores(retriever, query_tokens, read, own)
         likely = likely_sentences(retriever, queries, read, own, range(len(self.questions)))
         scores[SEARCH] = np.where(likely, scores[LATE], -1.0)
         print(f"{sum(len(read[n]) for n in np.flatnonzero(likely)) / sum(map(len, read)):.2f} of the tokens are read")

@@ -181,15 +181,13 @@ class DualEncoder(nn.Module):
         return vectors
 
     @torch.inference_mode()
-    def encode_tokens(
-        self, texts: TokenIds, tower: Tower, token_budget: int = TOKEN_BUDGET, precision: Precision | None = None
-    ) -> list[npt.NDArray[np.float32]]:
+    def encode_tokens(self, texts: TokenIds, tower: Tower) -> list[npt.NDArray[np.float32]]:
         """The last state of every token of each text, scaled to unit length: float32 of shape (L, d) a text.
 
         The prompt and special tokens are left out, and so are tokens beyond the tower's length.
         """
         tokens: list[npt.NDArray[np.float32]] = [np.empty((0, 0), dtype=np.float32)] * len(texts)
-        for rows, states, batch in self._read(texts, tower, token_budget, None, precision):
+        for rows, states, batch in self._read(texts, tower, TOKEN_BUDGET, None, None):
             for row, own in zip(rows.tolist(), self._tokens(states, batch, tower), strict=True):
                 tokens[row] = own
         return tokens
