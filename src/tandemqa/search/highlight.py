@@ -14,7 +14,7 @@ from tandemqa.search.sentences import sentences
 # Sentences looked at in one passage, so that a whole book as a passage does not take a minute.
 MOST = 100
 # Of these, so many are read at the most, and none whose words are less like the question's by more than this.
-FEW, BEHIND = 3, 0.1
+FEW, BEHIND = 4, 0.1
 # Sentences whose token states are held at once, some hundred megabytes at the most.
 BLOCK = 1024
 
@@ -69,8 +69,9 @@ def likely_sentences(
     than looking them up.
 
     of: the passage of each text, rising; own: the row of each passage's query. The embeddings are compared as the
-    token states are in `sentence_scores`. What is lost against reading all texts, for a third of their tokens, is
-    less than a thousand questions show: `benchmarks/results/answers.md`.
+    token states are in `sentence_scores`. For a quarter to a half of the tokens, the pick is that of reading all
+    texts in more than nine of ten passages that answer, and elsewhere one nearly as good:
+    `benchmarks/results/answers.md`.
     """
     likely = np.zeros(len(texts), dtype=np.bool_)
     query_tokens = {row: retriever.look_up(queries[row]) for row in set(own)}
