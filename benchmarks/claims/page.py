@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from claims.cells import BACKBONES, CELLS, DEPTH, SETS, STEPS, Job
+from claims.cells import BACKBONES, CELLS, DEPTH, LENGTHS, SETS, STEPS, Job
 from claims.measure import METRICS, STAGES
 from claims.place import Place
 from claims.statements import CLAIMS
@@ -66,7 +66,8 @@ Commit {said["commit"]}; {said["machine"]}, {said["threads"]} threads, torch {sa
 questions, over all passages of a set; test questions were not looked at.
 
 A cell differs from the reference, `dynamic`, in what its line says. The reference is the recipe `quick` with the
-paper's loss (`loss.retriever_weight: 0`), {STEPS} joint steps. A seed draws the training questions too. The retriever
+paper's loss (`loss.retriever_weight: 0`), {STEPS} joint steps, and texts cut at half of its lengths
+({", ".join(f"`{each}`" for each in LENGTHS)}). A seed draws the training questions too. The retriever
 ranks all passages. The re-ranker alone orders the same candidates in all cells: the untouched base model's top
 {DEPTH}, and the positives that are not among them. End to end it orders the top {DEPTH} of its own retriever, whose
 score counts by a share that was learnt on the other half of the questions. Differences are in MRR@10, the seeds
