@@ -35,6 +35,7 @@ EXACT_AT_MOST = 100_000
 DIAL = 0.02
 NOISE = 0.3
 QUESTIONS, WARM = 200, 10
+CALIBRATED_ON = 256  # passages
 
 
 class Pool:
@@ -92,9 +93,11 @@ def build(options: argparse.Namespace) -> None:
     from tandemqa.files import fingerprint, write_json
     from tandemqa.index.vectors import VectorCache
 
-    bundle = Bundle.load(options.bundle).at(options.precision)
-    pool = Pool(options.data)
-    write_json(options.work / "questions.json", questions(options.data))
+    bundle, pool = Bundle.load(options.bundle), Pool(options.data)
+    write_json(options.work / "questions.json", asked := questions(options.data))
+    if options.precision == "int8" and not bundle.calibrated:
+        bundle.calibrate(asked, [passage.full for passage in pool.passages[:CALIBRATED_ON]])
+    bundle = bundle.at(options.precision)
     for size in options.sizes:
         place, corpus = options.work / f"index-{size}", options.work / str(size) / "corpus.jsonl"
         if (place / "index.json").exists():

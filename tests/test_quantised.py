@@ -195,9 +195,11 @@ def test_what_int8_is_not_made_for_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 @needs_int8
 def test_a_model_that_was_not_calibrated_is_refused(tiny_bundle: Path) -> None:
-    retriever = Bundle.load(tiny_bundle).retriever
+    bundle = Bundle.load(tiny_bundle)
+    with pytest.raises(TandemError, match="holds no int8"):
+        bundle.at("int8")
     with pytest.raises(TandemError, match="not calibrated"):
-        retriever.encode(retriever.tokenize(["owls"]), "query", precision="int8")
+        bundle.retriever.encode(bundle.retriever.tokenize(["owls"]), "query", precision="int8")
 
 
 def pair(kind: str, model: Path, bpe: Any, folder: Path) -> tuple[DualEncoder, CrossEncoder]:

@@ -198,10 +198,7 @@ def for_inference(
     if precision == "int8":
         check_int8(model)
         if ranges is None:
-            raise TandemError(
-                "This model is not calibrated for int8: its bundle holds no int8.safetensors; "
-                "build an index with --precision int8, or call Bundle.calibrate."
-            )
+            raise TandemError("This model is not calibrated for int8; call Bundle.calibrate.")
         return packed(model, torch.bfloat16 if bfloat16 else torch.float32, ranges)
     if can_be_packed(model):
         return packed(model, torch.bfloat16 if bfloat16 else torch.float32)

@@ -56,9 +56,14 @@ class Bundle:
         return bundle
 
     def at(self, precision: Precision) -> "Bundle":
-        """The same pair, weights shared, that computes in `precision`."""
+        """The same pair, weights shared, that computes in `precision`; for "int8" it must be calibrated."""
         if precision == "int8":
             calibration.check_models(self.retriever, self.reranker)
+            if not self.calibrated:
+                raise TandemError(
+                    f"The bundle {self.folder} is not calibrated for int8: it holds no int8.safetensors; "
+                    "build an index with --precision int8, or call Bundle.calibrate."
+                )
         if self.retriever.precision == self.reranker.precision == precision:
             return self
         return replace(self, retriever=self.retriever.at(precision), reranker=self.reranker.at(precision))

@@ -249,7 +249,7 @@ class Index:
             bundle = bundle.at(self.precision)
         except TandemError as error:
             raise TandemError(f"The index {self.folder} was built with int8. {error} Or {anew}") from error
-        if bundle.calibrated and bundle.calibration != self.about.get("calibration"):
+        if bundle.calibration != self.about.get("calibration"):
             raise TandemError(
                 f"The index {self.folder} was built before int8.safetensors of {bundle.folder} was made anew; {anew}"
             )
