@@ -280,6 +280,9 @@ def test_an_index_remembers_its_precision_and_the_bundle_its_ranges(
     Bundle.load(folder).calibrate([], texts[:3])
     with pytest.raises(TandemError, match=r"before int8\.safetensors of .* was made anew; build it again"):
         index.load_bundle()
+    (folder / "int8.safetensors").unlink()
+    with pytest.raises(TandemError, match=r"with int8\.safetensors of .*, which is gone; build it again"):
+        index.load_bundle()
 
 
 @needs_int8

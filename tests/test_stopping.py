@@ -14,7 +14,7 @@ from tandemqa.lists.logistic import logistic_fit
 from tandemqa.search.learnt import Stopping
 from tandemqa.search.stopping import chance, read_until_settled, standing
 
-RULE = Stopping(best=-1.5, own=0.2, lead=-0.5, ahead=1.0, read=-0.3, offset=0.5, curve=[])
+RULE = Stopping(best=-1.5, own=0.2, lead=-0.5, ahead=1.0, read=-0.3, offset=0.5, step=3, curve=[])
 
 
 def world(count: int, depth: int = 24, seed: int = 0) -> tuple[Run, np.ndarray, dict[str, dict[str, int]]]:

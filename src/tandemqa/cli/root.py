@@ -72,7 +72,7 @@ MovedBundle = Annotated[
 ]
 
 PRECISIONS = "What the models compute in: auto is bfloat16 where the processor has it; int8 is faster still on \
-x86 CPUs"
+x86 CPUs with AVX2"
 Precisely = Annotated[
     Literal["auto", "fp32", "int8"], typer.Option("--precision", metavar="KIND", help=f"{PRECISIONS}.")
 ]

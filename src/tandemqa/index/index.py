@@ -245,6 +245,10 @@ class Index:
 
     def _in_its_precision(self, bundle: Bundle) -> Bundle:
         anew = f"build it again: tandemqa index {bundle.folder} DATA --out {self.folder}"
+        if self.precision == "int8" and not bundle.calibrated:
+            raise TandemError(
+                f"The index {self.folder} was built with int8.safetensors of {bundle.folder}, which is gone; {anew}"
+            )
         try:
             bundle = bundle.at(self.precision)
         except TandemError as error:
