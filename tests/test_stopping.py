@@ -9,12 +9,16 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from tandemqa.data.runs import Run
-from tandemqa.evaluation.stopping import learn_stopping
+from tandemqa.evaluation.stopping import STEP, learn_stopping
 from tandemqa.lists.logistic import logistic_fit
 from tandemqa.search.learnt import Stopping
 from tandemqa.search.stopping import chance, read_until_settled, standing
 
 RULE = Stopping(best=-1.5, own=0.2, lead=-0.5, ahead=1.0, read=-0.3, offset=0.5, step=3, curve=[])
+
+
+def test_a_rule_that_does_not_say_its_step_was_learnt_with_four() -> None:
+    assert Stopping.model_validate(RULE.model_dump(exclude={"step"})).step == 4
 
 
 def world(count: int, depth: int = 24, seed: int = 0) -> tuple[Run, np.ndarray, dict[str, dict[str, int]]]:
@@ -109,7 +113,7 @@ def test_many_questions_stop_where_each_would_alone() -> None:
 def test_a_third_of_the_reading_is_enough_on_other_questions_where_scores_tell(blend: float) -> None:
     run, scores, qrels = world(800, depth=40)
     learnt = learn_stopping(run, scores, blend, qrels, passages(run))
-    assert learnt is not None
+    assert learnt is not None and learnt.step == STEP
     first, *others = learnt.curve
     assert (first.stopping, first.share, first.change) == (0.0, 1.0, 0.0)
     shares = [point.share for point in learnt.curve]

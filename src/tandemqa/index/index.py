@@ -247,7 +247,8 @@ class Index:
         anew = f"build it again: tandemqa index {bundle.folder} DATA --out {self.folder}"
         if self.precision == "int8" and not bundle.calibrated:
             raise TandemError(
-                f"The index {self.folder} was built with int8.safetensors of {bundle.folder}, which is gone; {anew}"
+                f"The index {self.folder} was built with int8.safetensors of {bundle.folder}, which is gone; "
+                f"{anew} --precision int8"
             )
         try:
             bundle = bundle.at(self.precision)
@@ -255,7 +256,8 @@ class Index:
             raise TandemError(f"The index {self.folder} was built with int8. {error} Or {anew}") from error
         if bundle.calibration != self.about.get("calibration"):
             raise TandemError(
-                f"The index {self.folder} was built before int8.safetensors of {bundle.folder} was made anew; {anew}"
+                f"The index {self.folder} was built before int8.safetensors of {bundle.folder} was made anew; "
+                f"{anew} --precision int8"
             )
         return bundle
 
