@@ -70,6 +70,8 @@ CELLS = {
              "`dynamic`", kind="sentence-transformers", after=("dynamic",), main=True),
         Cell("st-mined-twice", "the same, negatives mined again for the cross-encoder, by the trained retriever",
              kind="sentence-transformers", after=("dynamic",), main=True),
+        Cell("st-mined-after", "the same, the retriever trained without, and negatives mined by it for the "
+             "cross-encoder", kind="sentence-transformers", after=("dynamic",), main=True),
         Cell("base", "the backbone, untouched", kind="first stage", main=True, seeded=False),
         Cell("bm25", "BM25", kind="first stage", main=True, seeded=False),
         Cell("hybrid", "the backbone and BM25, fused by rank", kind="first stage", main=True, seeded=False),

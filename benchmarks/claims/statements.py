@@ -90,8 +90,8 @@ CLAIMS = (
     Claim("Pseudo-labels help", _each(PAIR, ("pseudo-labels", "no-pseudo-labels"))),
     Claim(
         "The pair beats sentence-transformers' practice in the same time",
-        _each(PAIR, ("dynamic", "st"), ("dynamic", "st-mined-twice")),
-        _each(PAIR, ("supervised", "st"), ("supervised", "st-mined-twice")),
+        _each(PAIR, ("dynamic", "st"), ("dynamic", "st-mined-twice"), ("dynamic", "st-mined-after")),
+        _each(PAIR, ("supervised", "st"), ("supervised", "st-mined-twice"), ("supervised", "st-mined-after")),
     ),
     Claim(
         "The pair beats what needs no training",

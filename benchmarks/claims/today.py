@@ -5,7 +5,7 @@ import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
@@ -38,7 +38,13 @@ RETRIEVER_SHARE, PLANNED = 1 / 3, 1.05
 TRIED = 6
 
 
-def train_today(place: Place, job: Job, budget: float, mine_twice: bool) -> tuple[Bundle, dict[str, float]]:
+# When hard negatives are mined: before the retriever's training, after it, or both times. Without them it learns from
+# the other questions' positives in its batch alone.
+Mining = Literal["before", "after", "twice"]
+MINING: dict[str, Mining] = {"st": "before", "st-mined-after": "after", "st-mined-twice": "twice"}
+
+
+def train_today(place: Place, job: Job, budget: float, mining: Mining) -> tuple[Bundle, dict[str, float]]:
     """A pair trained in `budget` seconds, mining included and loading excluded, and the seconds of each part.
 
     Mixed precision where the processor has bfloat16. How many steps fit is measured beforehand, on copies, so that
@@ -70,13 +76,13 @@ def train_today(place: Place, job: Job, budget: float, mine_twice: bool) -> tupl
         seconds[name] = round(time.monotonic() - started, 1)
         return value
 
-    negatives = timed("mining", lambda: _mined(pairs, corpus, retriever))
-    # A second mining will take about as long.
-    left = budget - seconds["mining"] * (2 if mine_twice else 1)
-    fit_retriever = _retriever_fit(retriever, negatives, folder, job.seed, RETRIEVER_SHARE * left)
-    timed("retriever", fit_retriever)
-    if mine_twice:
-        negatives = timed("mining again", lambda: _mined(pairs, corpus, retriever))
+    examples, left = _columns(pairs), budget
+    if mining != "after":
+        examples = timed("mining", lambda: _mined(pairs, corpus, retriever))
+        # A second mining will take about as long.
+        left -= seconds["mining"] * (2 if mining == "twice" else 1)
+    timed("retriever", _retriever_fit(retriever, examples, folder, job.seed, RETRIEVER_SHARE * left))
+    negatives = examples if mining == "before" else timed("mining again", lambda: _mined(pairs, corpus, retriever))
     fit_reranker = _reranker_fit(reranker, negatives, folder, job.seed, budget - sum(seconds.values()))
     timed("reranker", fit_reranker)
     retriever.save_pretrained(str(folder / "retriever"))
@@ -84,12 +90,17 @@ def train_today(place: Place, job: Job, budget: float, mine_twice: bool) -> tupl
     return make_bundle(str(folder / "retriever"), str(folder / "reranker"), folder / "bundle"), seconds
 
 
+def _columns(pairs: list[tuple[str, str]]) -> Dataset:
+    return Dataset.from_dict(
+        {"query": [query for query, _ in pairs], "positive": [positive for _, positive in pairs]}
+    )
+
+
 def _mined(pairs: list[tuple[str, str]], corpus: list[str], retriever: SentenceTransformer) -> Dataset:
     """Triplets of question, positive and a hard negative whose score is a margin below the positive's."""
-    columns = {"query": [query for query, _ in pairs], "positive": [positive for _, positive in pairs]}
     with torch.autocast(default_device().type, torch.bfloat16, enabled=has_bfloat16(default_device())):
         return mine_hard_negatives(
-            Dataset.from_dict(columns),
+            _columns(pairs),
             retriever,
             corpus=corpus,
             range_max=RANGE,
@@ -112,7 +123,7 @@ def _labelled(triplets: Dataset) -> Dataset:
 
 
 def _retriever_fit(
-    retriever: SentenceTransformer, triplets: Dataset, folder: Path, seed: int, budget: float
+    retriever: SentenceTransformer, examples: Dataset, folder: Path, seed: int, budget: float
 ) -> Callable[[], None]:
     def trainer(model: SentenceTransformer, steps: int, callback: TrainerCallback) -> SentenceTransformerTrainer:
         told = _arguments(
@@ -120,7 +131,7 @@ def _retriever_fit(
             batch_sampler=BatchSamplers.NO_DUPLICATES,
         )  # fmt: skip
         loss = MultipleNegativesRankingLoss(model)
-        return SentenceTransformerTrainer(model, told, triplets, loss=loss, callbacks=[callback])
+        return SentenceTransformerTrainer(model, told, examples, loss=loss, callbacks=[callback])
 
     return _fit(retriever, trainer, budget)
 

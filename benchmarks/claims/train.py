@@ -26,10 +26,10 @@ def run_job(place: Place, job: Job) -> None:
         place.save(job, measure_first_stage(place, retriever, job.cell.name), {})
         return
     if job.cell.kind == "sentence-transformers":
-        from claims.today import train_today  # needs the extra `data`
+        from claims.today import MINING, train_today  # needs the extra `data`
 
         budget = place.load(Job(CELLS["dynamic"], job.seed))["about"]["seconds"]
-        bundle, work = train_today(place, job, budget, mine_twice=job.cell.name == "st-mined-twice")
+        bundle, work = train_today(place, job, budget, MINING[job.cell.name])
         values, rates = measure_pair(place, bundle.retriever, bundle.reranker)
         about = {"seconds": round(sum(work.values()), 1), "work": work, "budget": budget, "rates": rates}
     else:
