@@ -21,6 +21,8 @@ SUPERVISED = ("loss.retriever_weight=1",)
 # A quarter of the warm-up's lists; {strong} is a re-ranker warmed on all questions.
 WEAK = ("warm_reranker.epochs=0.25",)
 STRONG = ("reranker.model={strong}/reranker", "warm_reranker.epochs=0")
+# The retriever's warm-up eight times as long: a minute and a half of the budget.
+WARMER = ("warm_retriever.epochs=8",)
 OTHER = ("reranker.model={other}",)
 UNLABELLED = ("data.unlabelled={unlabelled}", "lists.depth=15")
 # Lists of all sizes from the same candidates, in fewer steps than the reference makes, for those of 64 are long.
@@ -106,6 +108,14 @@ CELLS = {
         Cell("supervised-static", "static, and the retriever's own loss", (*SUPERVISED, *STATIC)),
         Cell("supervised-share-0.5", "hybrid lists, and the retriever's own loss",
              (*SUPERVISED, "lists.denoised_share=0.5")),
+        Cell("warmer", "no joint training; the retriever's warm-up is eight times as long", WARMER, steps=0),
+        Cell("warmer-dynamic", "the warm-up eight times as long", WARMER),
+        Cell("warmer-static", "the warm-up eight times as long, static", (*WARMER, *STATIC)),
+        Cell("warmer-none", "the warm-up eight times as long, no distillation", (*WARMER, *NONE)),
+        Cell("warmer-supervised", "the warm-up eight times as long, and the retriever's own loss",
+             (*WARMER, *SUPERVISED)),
+        Cell("warmer-half", "the same in half the steps, which is about the time of `dynamic`",
+             (*WARMER, *SUPERVISED), steps=0.5),
         Cell("temperature-0.02", "retriever's temperature 0.02", ("loss.retriever_temperature=0.02",)),
         Cell("temperature-0.1", "retriever's temperature 0.1", ("loss.retriever_temperature=0.1",)),
         Cell("none-temperature-0.02", "no distillation, temperature 0.02",

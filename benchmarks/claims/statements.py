@@ -17,6 +17,8 @@ REMEDIES = (
     ("temperature-0.1", "none-temperature-0.1"),
     ("fast", "none-fast"),
     ("long", "none-long"),
+    ("warmer-dynamic", "warmer-none"),
+    ("warmer-supervised", "warmer-none"),
     ("strong-dynamic", "strong-none"),
 )
 
@@ -24,7 +26,8 @@ CLAIMS = (
     Claim(
         "Dynamic listwise distillation beats static, for the retriever",
         _each(RETRIEVER, ("dynamic", "static"), ("dynamic", "static-trained")),
-        _each(RETRIEVER, ("supervised", "supervised-static"), ("strong-dynamic", "strong-static")),
+        _each(RETRIEVER, ("supervised", "supervised-static"), ("warmer-dynamic", "warmer-static"),
+              ("strong-dynamic", "strong-static")),
     ),
     Claim(
         "Dynamic listwise distillation beats no distillation, for the retriever",
@@ -34,7 +37,7 @@ CLAIMS = (
     Claim(
         "The joint training adds to the warm-ups",
         (*_each(RETRIEVER, ("dynamic", "warm")), *_each(RERANKER, ("dynamic", "warm"))),
-        _each(RETRIEVER, ("supervised", "warm")),
+        _each(RETRIEVER, ("supervised", "warm"), ("warmer-dynamic", "warmer"), ("warmer-supervised", "warmer")),
     ),
     Claim(
         "Listwise beats pointwise for the re-ranker",
@@ -64,7 +67,8 @@ CLAIMS = (
     Claim(
         "The two improve each other: the pair beats each model trained alone for the same time",
         (*_each(RERANKER, ("dynamic", "none")), *_each(PAIR, ("dynamic", "none"))),
-        (*_each(RERANKER, ("supervised", "none")), *_each(PAIR, ("supervised", "none"), ("long", "none-long"))),
+        (*_each(RERANKER, ("supervised", "none")), *_each(PAIR, ("supervised", "none"), ("long", "none-long"),
+                                                                   ("warmer-supervised", "warmer-none"))),
     ),
     Claim(
         "The re-ranker gains from the gradient of the divergence",
@@ -91,7 +95,8 @@ CLAIMS = (
     Claim(
         "The pair beats sentence-transformers' practice in the same time",
         _each(PAIR, ("dynamic", "st"), ("dynamic", "st-mined-twice"), ("dynamic", "st-mined-after")),
-        _each(PAIR, ("supervised", "st"), ("supervised", "st-mined-twice"), ("supervised", "st-mined-after")),
+        _each(PAIR, ("supervised", "st"), ("supervised", "st-mined-twice"), ("supervised", "st-mined-after"),
+              ("warmer-half", "st-mined-after")),
     ),
     Claim(
         "The pair beats what needs no training",
