@@ -23,6 +23,8 @@ WEAK = ("warm_reranker.epochs=0.25",)
 STRONG = ("reranker.model={strong}/reranker", "warm_reranker.epochs=0")
 # The retriever's warm-up eight times as long: a minute and a half of the budget.
 WARMER = ("warm_retriever.epochs=8",)
+# And four passes over the re-ranker's lists, so that the teacher knows more than its student.
+TAUGHT = (*WARMER, "warm_reranker.epochs=4")
 OTHER = ("reranker.model={other}",)
 UNLABELLED = ("data.unlabelled={unlabelled}", "lists.depth=15")
 # Lists of all sizes from the same candidates, in fewer steps than the reference makes, for those of 64 are long.
@@ -116,6 +118,13 @@ CELLS = {
              (*WARMER, *SUPERVISED)),
         Cell("warmer-half", "the same in half the steps, which is about the time of `dynamic`",
              (*WARMER, *SUPERVISED), steps=0.5),
+        Cell("taught", "no joint training; the retriever's warm-up eight times as long, the re-ranker's four times",
+             TAUGHT, steps=0),
+        Cell("taught-dynamic", "both warm-ups as in `taught`", TAUGHT),
+        Cell("taught-static", "both warm-ups as in `taught`, static", (*TAUGHT, *STATIC)),
+        Cell("taught-none", "both warm-ups as in `taught`, no distillation", (*TAUGHT, *NONE)),
+        Cell("taught-supervised", "both warm-ups as in `taught`, and the retriever's own loss",
+             (*TAUGHT, *SUPERVISED)),
         Cell("temperature-0.02", "retriever's temperature 0.02", ("loss.retriever_temperature=0.02",)),
         Cell("temperature-0.1", "retriever's temperature 0.1", ("loss.retriever_temperature=0.1",)),
         Cell("none-temperature-0.02", "no distillation, temperature 0.02",

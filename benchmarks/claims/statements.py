@@ -19,6 +19,8 @@ REMEDIES = (
     ("long", "none-long"),
     ("warmer-dynamic", "warmer-none"),
     ("warmer-supervised", "warmer-none"),
+    ("taught-dynamic", "taught-none"),
+    ("taught-supervised", "taught-none"),
     ("strong-dynamic", "strong-none"),
 )
 
@@ -27,7 +29,7 @@ CLAIMS = (
         "Dynamic listwise distillation beats static, for the retriever",
         _each(RETRIEVER, ("dynamic", "static"), ("dynamic", "static-trained")),
         _each(RETRIEVER, ("supervised", "supervised-static"), ("warmer-dynamic", "warmer-static"),
-              ("strong-dynamic", "strong-static")),
+              ("taught-dynamic", "taught-static"), ("strong-dynamic", "strong-static")),
     ),
     Claim(
         "Dynamic listwise distillation beats no distillation, for the retriever",
@@ -37,7 +39,8 @@ CLAIMS = (
     Claim(
         "The joint training adds to the warm-ups",
         (*_each(RETRIEVER, ("dynamic", "warm")), *_each(RERANKER, ("dynamic", "warm"))),
-        _each(RETRIEVER, ("supervised", "warm"), ("warmer-dynamic", "warmer"), ("warmer-supervised", "warmer")),
+        _each(RETRIEVER, ("supervised", "warm"), ("warmer-dynamic", "warmer"), ("warmer-supervised", "warmer"),
+              ("taught-dynamic", "taught"), ("taught-supervised", "taught")),
     ),
     Claim(
         "Listwise beats pointwise for the re-ranker",
@@ -68,7 +71,7 @@ CLAIMS = (
         "The two improve each other: the pair beats each model trained alone for the same time",
         (*_each(RERANKER, ("dynamic", "none")), *_each(PAIR, ("dynamic", "none"))),
         (*_each(RERANKER, ("supervised", "none")), *_each(PAIR, ("supervised", "none"), ("long", "none-long"),
-                                                                   ("warmer-supervised", "warmer-none"))),
+                                                                   ("warmer-supervised", "warmer-none"), ("taught-supervised", "taught-none"))),
     ),
     Claim(
         "The re-ranker gains from the gradient of the divergence",
@@ -96,7 +99,7 @@ CLAIMS = (
         "The pair beats sentence-transformers' practice in the same time",
         _each(PAIR, ("dynamic", "st"), ("dynamic", "st-mined-twice"), ("dynamic", "st-mined-after")),
         _each(PAIR, ("supervised", "st"), ("supervised", "st-mined-twice"), ("supervised", "st-mined-after"),
-              ("warmer-half", "st-mined-after")),
+              ("warmer-half", "st-mined-after"), ("taught-supervised", "st-mined-after")),
     ),
     Claim(
         "The pair beats what needs no training",
