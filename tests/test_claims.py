@@ -22,7 +22,7 @@ SEEDS, QUESTIONS = 3, 200
 def result(values: NDArray[np.float64], seconds: float = 60.0) -> dict[str, Any]:
     """A cell's file in which every stage has the same values."""
     stages = dict.fromkeys(("retriever", "reranker", "pair"), values)
-    return {"about": {"seconds": seconds}, "values": stages}
+    return {"about": {"seconds": seconds, "machine": "one"}, "values": stages}
 
 
 def grid(gains: dict[str, float], seconds: dict[str, float] | None = None) -> dict[tuple[str, int], dict[str, Any]]:
@@ -113,8 +113,12 @@ def test_advice_names_the_settings_of_the_better_cell_or_of_the_quicker_one_that
     comparison = Comparison("dynamic", "no-kl-gradient", "pair")
     yes, no = "`loss.kl_reranker_gradient=true`", "`loss.kl_reranker_gradient=false`"
 
-    def said(difference: float, low: float, high: float, p: float, seconds: float = 90.0) -> str:
+    def said(
+        difference: float, low: float, high: float, p: float, seconds: float = 90.0, elsewhere: bool = False
+    ) -> str:
         results = grid({"dynamic": 0.0, "no-kl-gradient": 0.0}, {"dynamic": seconds})
+        for seed in range(SEEDS if elsewhere else 0):
+            results["dynamic", seed]["about"]["machine"] = "another"
         seeds = dict.fromkeys(range(SEEDS), difference)
         return advice(Outcome(comparison, difference, low, high, p, p, seeds, QUESTIONS), results)
 
@@ -122,6 +126,8 @@ def test_advice_names_the_settings_of_the_better_cell_or_of_the_quicker_one_that
     assert said(-0.031, -0.05, -0.01, 0.001) == f"Use {no}: {yes} is 3.1 points worse."
     assert said(0.0, -0.005, 0.005, 0.9) == f"Use {no}: {yes} does not gain a point."
     assert said(0.0, -0.005, 0.005, 0.9, seconds=30) == f"Use {yes}: it takes less time, and no point is lost."
+    told = said(0.0, -0.005, 0.005, 0.9, seconds=30, elsewhere=True)  # times of two machines do not compare
+    assert told == f"Use {no}: {yes} does not gain a point."
     assert said(-0.01, -0.03, 0.005, 0.3, seconds=30) == f"Use {no}: {yes} does not gain a point."
     assert said(0.01, -0.01, 0.03, 0.3) == "200 questions and 3 seeds do not settle it: keep what the recipe has."
 

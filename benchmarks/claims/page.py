@@ -1,7 +1,8 @@
 """What the grid has shown so far, as markdown and plots."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -35,7 +36,7 @@ def read_results(place: Place) -> Results:
 def write_page(places: Sequence[Place], folder: Path) -> Path:
     """`folder/claims.md` and its plots, of the places that have results."""
     measured = [(place, results) for place in places if (results := read_results(place))]
-    parts = [_head(measured)]
+    parts = [_head(measured), _glance(measured)]
     for place, results in measured:
         name = f"{place.name}-{place.backbone}"
         outcomes = {claim.text: outcomes_of(claim.comparisons, results) for claim in CLAIMS}
@@ -45,7 +46,7 @@ def write_page(places: Sequence[Place], folder: Path) -> Path:
             if figure is not None:
                 _save(figure, folder / f"{name}-{kind}.svg")
                 plots.append(f"![{kind}]({name}-{kind}.svg)")
-        parts += [_place_head(place, results), _claims(results), *plots, *_figures(results)]
+        parts += [_place_head(place, results), _claims(results), *plots, *_figures(results, _letters(measured))]
     with whole_file(folder / "claims.md") as partial:
         partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return folder / "claims.md"
@@ -54,16 +55,16 @@ def write_page(places: Sequence[Place], folder: Path) -> Path:
 def _head(measured: Sequence[tuple[Place, Results]]) -> str:
     abouts = [result["about"] for _, results in measured for result in results.values()]
     said = {
-        name: ", ".join(sorted({str(about[name]) for about in abouts}))
-        for name in ("commit", "machine", "threads", "torch")
+        name: ", ".join(sorted({str(about[name]) for about in abouts})) for name in ("commit", "threads", "torch")
     }
+    machines = "; ".join(f"{letter}: {name}" for name, letter in _letters(measured).items())
     return f"""# The paper's claims, measured
 
     python benchmarks/claims.py run --work WORK
     python benchmarks/claims.py table --work WORK
 
-Commit {said["commit"]}; {said["machine"]}, {said["threads"]} threads, torch {said["torch"]}. All figures are of dev
-questions, over all passages of a set; test questions were not looked at.
+Commit {said["commit"]}; {said["threads"]} thread a cell, torch {said["torch"]}; machines: {machines}.
+All figures are of dev questions, over all passages of a set; test questions were not looked at.
 
 A cell differs from the reference, `dynamic`, in what its line says. The reference is the recipe `quick` with the
 paper's loss (`loss.retriever_weight: 0`), {STEPS} joint steps, and texts cut at half of its lengths
@@ -74,11 +75,31 @@ score counts by a share that was learnt on the other half of the questions. Diff
 averaged for each question; intervals are 95 %, by resampling questions; p is the paired randomisation test's,
 corrected for the comparisons of a claim (Holm). They tell of other questions, not of other training runs: see the
 single seeds for those. "Training" is the time of all steps, whichever cell made them, those behind a bundle
-that a cell starts from included, and of mining and scoring, at the speed measured afterwards.
+that a cell starts from included, and of mining and scoring, at the speed measured afterwards; a letter tells the
+machine, and times of different machines do not compare.
 
 A claim **holds** if all its comparisons are better with p < 0.05. It **does not hold here** if one is worse with
 p < 0.05, or a gain of a point lies outside its interval. Else it is **undecided**, also while a comparison has not
 been run. What stands "beside", remedies in case it does not hold and the same at other stages, does not count."""
+
+
+def _glance(measured: Sequence[tuple[Place, Results]]) -> str:
+    """The verdict on every claim in every place that has all of its comparisons, or some."""
+    titles = [f"{place.name}, {place.backbone}" for place, _ in measured]
+    rows = [f"| claim | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
+    for claim in CLAIMS:
+        told = []
+        for _, results in measured:
+            outcomes = outcomes_of(claim.comparisons, results)
+            told.append(together(outcomes, len(claim.comparisons)) if outcomes else "not run")
+        rows.append(f"| {claim.text} | {' | '.join(told)} |")
+    return "\n".join(rows)
+
+
+def _letters(measured: Sequence[tuple[Place, Results]]) -> dict[str, str]:
+    """A letter for each machine."""
+    machines = sorted({result["about"]["machine"] for _, results in measured for result in results.values()})
+    return {machine: chr(ord("A") + number) for number, machine in enumerate(machines)}
 
 
 def _place_head(place: Place, results: Results) -> str:
@@ -127,7 +148,7 @@ def _versus(outcome: Outcome) -> str:
     return f"`{comparison.cell}` against `{comparison.against}`"
 
 
-def _figures(results: Results) -> list[str]:
+def _figures(results: Results, letters: dict[str, str]) -> list[str]:
     """A table a stage: every cell, the mean over its seeds, of MRR@10 with its interval."""
     tables = []
     for stage, title in STAGES.items():
@@ -149,11 +170,20 @@ def _figures(results: Results) -> list[str]:
                 for metric in METRICS
             ]
             figures[0] += f" ({low:.3f} to {high:.3f})"
-            seconds = [results[name, seed]["about"].get("seconds", 0.0) for seed in seeds]
-            minutes = f"{np.mean(seconds) / 60:.1f}" if any(seconds) else ""
+            minutes = _minutes([results[name, seed]["about"] for seed in seeds], letters)
             rows.append(f"| `{name}` | {cell.what} | {len(seeds)} | {' | '.join(figures)} | {minutes} |")
         tables.append("\n".join(rows))
     return tables
+
+
+def _minutes(abouts: Sequence[Mapping[str, Any]], letters: dict[str, str]) -> str:
+    """How long the training took on each machine, the mean of its seeds."""
+    told = []
+    for machine, letter in letters.items():
+        seconds = [about["seconds"] for about in abouts if about["machine"] == machine and "seconds" in about]
+        if seconds:
+            told.append(f"{np.mean(seconds) / 60:.1f} {letter}")
+    return ", ".join(told)
 
 
 @matplotlib.rc_context(STYLE)

@@ -70,8 +70,9 @@ CLAIMS = (
     Claim(
         "The two improve each other: the pair beats each model trained alone for the same time",
         (*_each(RERANKER, ("dynamic", "none")), *_each(PAIR, ("dynamic", "none"))),
-        (*_each(RERANKER, ("supervised", "none")), *_each(PAIR, ("supervised", "none"), ("long", "none-long"),
-                                                                   ("warmer-supervised", "warmer-none"), ("taught-supervised", "taught-none"))),
+        (*_each(RERANKER, ("supervised", "none"), ("taught-supervised", "taught-none")),
+         *_each(PAIR, ("supervised", "none"), ("long", "none-long"), ("warmer-supervised", "warmer-none"),
+                ("taught-supervised", "taught-none"))),
     ),
     Claim(
         "The re-ranker gains from the gradient of the divergence",

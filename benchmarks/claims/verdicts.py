@@ -170,12 +170,17 @@ def settings_of(cell: Cell) -> dict[str, str]:
 
 
 def _quicker(cell: Cell, against: Cell, results: Results) -> bool:
-    """Whether a cell is known to take less time to train than another."""
-    seconds = [
-        [result["about"].get("seconds") for (name, _), result in results.items() if name == each.name]
+    """Whether a cell is known to take less time to train than another: by the seeds that one machine ran of both."""
+    abouts = [
+        {seed: result["about"] for (name, seed), result in results.items() if name == each.name}
         for each in (cell, against)
     ]
-    return not any(None in each for each in seconds) and bool(np.mean(seconds[0]) < np.mean(seconds[1]))
+    pairs = [
+        (first["seconds"], second["seconds"])
+        for first, second in ((about, abouts[1].get(seed)) for seed, about in abouts[0].items())
+        if second and "seconds" in first and "seconds" in second and first["machine"] == second["machine"]
+    ]
+    return bool(pairs) and sum(first for first, _ in pairs) < sum(second for _, second in pairs)
 
 
 def _count(some: Sized, what: str) -> str:
