@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset
+from datasets import Dataset as Columns
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
@@ -21,12 +21,11 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from sentence_transformers.util import mine_hard_negatives
 from transformers import TrainerCallback
 
-from claims.cells import Job
-from claims.place import Place
-from tandemqa import Bundle
+from tandemqa import Bundle, Dataset
 from tandemqa.encoders.backbone import default_device, has_bfloat16, resolve_model
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.evaluation.pair import make_bundle
+from tandemqa.recipe.config import Recipe
 from tandemqa.recipe.questions import training_questions
 
 # Mined as the library's documentation recommends (NV-Retriever's margin); rates are those of our own training.
@@ -44,23 +43,25 @@ Mining = Literal["before", "after", "twice"]
 MINING: dict[str, Mining] = {"st": "before", "st-mined-after": "after", "st-mined-twice": "twice"}
 
 
-def train_today(place: Place, job: Job, budget: float, mining: Mining) -> tuple[Bundle, dict[str, float]]:
-    """A pair trained in `budget` seconds, mining included and loading excluded, and the seconds of each part.
+def train_today(
+    dataset: Dataset, recipe: Recipe, folder: Path, budget: float, mining: Mining
+) -> tuple[Bundle, dict[str, float]]:
+    """A pair trained in `budget` seconds, mining included and loading excluded, and the seconds of each part. Of the
+    recipe it takes the models, the lengths, the questions and the seed.
 
     Mixed precision where the processor has bfloat16. How many steps fit is measured beforehand, on copies, so that
     the learning rate falls to its end; that measurement does not count. The last step may run over.
     """
-    recipe, folder = place.recipe(job), place.run(job)
-    qrels, passages = training_questions(place.dataset, recipe), place.dataset.passages
+    qrels, passages = training_questions(dataset, recipe), dataset.passages
     pairs = [
-        (place.dataset.queries[query_id], passages[passages.row[passage]].full)
+        (dataset.queries[query_id], passages[passages.row[passage]].full)
         for query_id, grades in qrels.items()
         for passage, grade in grades.items()
         if grade > 0
     ]
     corpus = [passage.full for passage in passages]
     DualEncoder.load(recipe.retriever).save(folder / "start")
-    torch.manual_seed(job.seed)
+    torch.manual_seed(recipe.seed)
     retriever = SentenceTransformer(str(folder / "start"), device=str(default_device()))
     reranker = CrossEncoder(
         resolve_model(recipe.reranker.model),
@@ -81,22 +82,22 @@ def train_today(place: Place, job: Job, budget: float, mining: Mining) -> tuple[
         examples = timed("mining", lambda: _mined(pairs, corpus, retriever))
         # A second mining will take about as long.
         left -= seconds["mining"] * (2 if mining == "twice" else 1)
-    timed("retriever", _retriever_fit(retriever, examples, folder, job.seed, RETRIEVER_SHARE * left))
+    timed("retriever", _retriever_fit(retriever, examples, folder, recipe.seed, RETRIEVER_SHARE * left))
     negatives = examples if mining == "before" else timed("mining again", lambda: _mined(pairs, corpus, retriever))
-    fit_reranker = _reranker_fit(reranker, negatives, folder, job.seed, budget - sum(seconds.values()))
+    fit_reranker = _reranker_fit(reranker, negatives, folder, recipe.seed, budget - sum(seconds.values()))
     timed("reranker", fit_reranker)
     retriever.save_pretrained(str(folder / "retriever"))
     reranker.save_pretrained(str(folder / "reranker"))
     return make_bundle(str(folder / "retriever"), str(folder / "reranker"), folder / "bundle"), seconds
 
 
-def _columns(pairs: list[tuple[str, str]]) -> Dataset:
-    return Dataset.from_dict(
+def _columns(pairs: list[tuple[str, str]]) -> Columns:
+    return Columns.from_dict(
         {"query": [query for query, _ in pairs], "positive": [positive for _, positive in pairs]}
     )
 
 
-def _mined(pairs: list[tuple[str, str]], corpus: list[str], retriever: SentenceTransformer) -> Dataset:
+def _mined(pairs: list[tuple[str, str]], corpus: list[str], retriever: SentenceTransformer) -> Columns:
     """Triplets of question, positive and a hard negative whose score is a margin below the positive's."""
     with torch.autocast(default_device().type, torch.bfloat16, enabled=has_bfloat16(default_device())):
         return mine_hard_negatives(
@@ -112,18 +113,18 @@ def _mined(pairs: list[tuple[str, str]], corpus: list[str], retriever: SentenceT
         )
 
 
-def _labelled(triplets: Dataset) -> Dataset:
+def _labelled(triplets: Columns) -> Columns:
     """Each question with its positives and its negatives, labelled 1 and 0, each pair once."""
     labels: dict[tuple[str, str], int] = {}
     for triplet in triplets:
         labels[triplet["query"], triplet["negative"]] = 0
         labels[triplet["query"], triplet["positive"]] = 1
     queries, passages = zip(*labels, strict=True)
-    return Dataset.from_dict({"query": queries, "passage": passages, "label": [float(v) for v in labels.values()]})
+    return Columns.from_dict({"query": queries, "passage": passages, "label": [float(v) for v in labels.values()]})
 
 
 def _retriever_fit(
-    retriever: SentenceTransformer, examples: Dataset, folder: Path, seed: int, budget: float
+    retriever: SentenceTransformer, examples: Columns, folder: Path, seed: int, budget: float
 ) -> Callable[[], None]:
     def trainer(model: SentenceTransformer, steps: int, callback: TrainerCallback) -> SentenceTransformerTrainer:
         told = _arguments(
@@ -137,7 +138,7 @@ def _retriever_fit(
 
 
 def _reranker_fit(
-    reranker: CrossEncoder, triplets: Dataset, folder: Path, seed: int, budget: float
+    reranker: CrossEncoder, triplets: Columns, folder: Path, seed: int, budget: float
 ) -> Callable[[], None]:
     labelled = _labelled(triplets)
 

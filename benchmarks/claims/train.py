@@ -29,7 +29,8 @@ def run_job(place: Place, job: Job) -> None:
         from claims.today import MINING, train_today  # needs the extra `data`
 
         budget = place.load(Job(CELLS["dynamic"], job.seed))["about"]["seconds"]
-        bundle, work = train_today(place, job, budget, MINING[job.cell.name])
+        mining = MINING[job.cell.name]
+        bundle, work = train_today(place.dataset, place.recipe(job), place.run(job), budget, mining)
         values, rates = measure_pair(place, bundle.retriever, bundle.reranker)
         about = {"seconds": round(sum(work.values()), 1), "work": work, "budget": budget, "rates": rates}
     else:
@@ -78,14 +79,19 @@ def _link(source: Path, folder: Path) -> None:
 
 
 def work_of(place: Place, job: Job, rates: dict[str, float]) -> dict[str, float]:
-    """The seconds of each stage behind a cell, whoever ran it, and of the cells whose bundles it starts from: the
-    logged seconds of all steps; for mining (encoding all passages) and scoring, the time that they take at the speed
-    measured afterwards."""
+    """The seconds of each stage behind a cell, whoever ran it, and of the cells whose bundles it starts from."""
     work: dict[str, float] = {}
     for name in needed(job.cell):
         work |= place.load(Job(CELLS[name], job.seed))["about"]["work"]
-    mining = len(place.dataset.passages) / rates["passages a second"]
-    for path in sorted((place.run(job) / "stages").glob("*/stage.json")):
+    return work | stage_seconds(place.run(job), len(place.dataset.passages), rates)
+
+
+def stage_seconds(run: Path, passages: int, rates: dict[str, float]) -> dict[str, float]:
+    """The seconds of each stage of a run: the logged seconds of all steps; for mining (encoding all passages) and
+    scoring, the time that they take at the speed measured afterwards."""
+    work: dict[str, float] = {}
+    mining = passages / rates["passages a second"]
+    for path in sorted((run / "stages").glob("*/stage.json")):
         folder, seconds = path.parent, 0.0
         if (log := folder / "log.jsonl").exists():
             seconds += sum(json.loads(line)["seconds"] for line in log.read_text(encoding="utf-8").splitlines())

@@ -1,0 +1,138 @@
+"""The recipe `default` on the test questions of a set: against the same lists without distillation, and against
+sentence-transformers in the same time.
+
+    python benchmarks/default.py DATA --out WORK [--recipe default] [--questions 800] [--seed 13]
+
+Each pair learns on all dev questions how much its retriever's score counts, as `train` does at its end, and ranks the
+test questions once; what has been measured lies in WORK/measured.json and is not done again. The extra `data` is
+needed. Training is resumable but for that of sentence-transformers, which begins again.
+"""
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from claims.measure import METRICS
+from claims.place import surroundings
+from claims.train import stage_seconds
+
+from tandemqa import Bundle, Dataset, load_dataset, load_recipe, train
+from tandemqa.data.runs import Run
+from tandemqa.evaluation.metrics import bootstrap_interval, evaluate_run
+from tandemqa.evaluation.significance import holm, paired_interval, randomisation_test
+from tandemqa.evaluation.stages import Rankings, rank_stages
+from tandemqa.files import read_json, write_json
+
+ALONE = ("loss.kl_weight=0", "loss.retriever_weight=1")
+BEFORE, RETRIEVER, PAIR = "retriever before", "retriever after", "re-ranked"
+SHOWN = {BEFORE: "base retriever", RETRIEVER: "retriever", PAIR: "pair"}
+JOINT, APART, TODAY = "default", "no distillation", "sentence-transformers"
+# What is held against what: a pair and its stage, and another pair and its stage.
+DIFFERENCES = (
+    ((JOINT, PAIR), (JOINT, BEFORE)),
+    ((JOINT, PAIR), (JOINT, RETRIEVER)),
+    ((JOINT, PAIR), (TODAY, PAIR)),
+    ((JOINT, RETRIEVER), (TODAY, RETRIEVER)),
+    ((JOINT, RETRIEVER), (APART, RETRIEVER)),
+    ((JOINT, PAIR), (APART, PAIR)),
+)
+
+
+def main() -> None:
+    options = arguments().parse_args()
+    dataset = load_dataset(options.data)
+    settings = [f"data.questions={options.questions}", f"seed={options.seed}", "evaluation.split=null", *options.set]
+    recipe = load_recipe(options.recipe, settings)
+    path = options.out / "measured.json"
+    measured: dict[str, Any] = read_json(path) if path.exists() else {}
+
+    def joint() -> tuple[Bundle, dict[str, float] | None]:
+        return train(dataset, options.out / "joint", recipe), None
+
+    def apart() -> tuple[Bundle, dict[str, float] | None]:
+        run = options.out / "apart"
+        if not run.exists():
+            shutil.copytree(options.out / "joint" / "stages", run / "stages")
+        return train(dataset, run, load_recipe(options.recipe, [*settings, *ALONE])), None
+
+    def today() -> tuple[Bundle, dict[str, float] | None]:
+        from claims.today import train_today  # needs the extra `data`
+
+        budget = sum(measured[JOINT]["work"].values())
+        return train_today(dataset, recipe, options.out / "today", budget, options.mining)
+
+    pairs: dict[str, Callable[[], tuple[Bundle, dict[str, float] | None]]] = {
+        JOINT: joint, APART: apart, TODAY: today,
+    }  # fmt: skip
+    for name, make in pairs.items():
+        if name not in measured:
+            bundle, work = make()
+            learnt = rank_stages(bundle, dataset, "dev", options.depth).learn()
+            rankings = rank_stages(bundle, dataset, "test", options.depth)
+            work = work or stage_seconds(bundle.folder.parent, len(dataset.passages), speeds(rankings))
+            values = {stage: values_of(dataset, run) for stage, run in rankings.final(learnt).items()}
+            measured[name] = {"work": work, "blend": learnt.blend, "values": values} | surroundings()
+            write_json(path, measured)
+    print(table(measured))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="a folder in BEIR layout, with the splits train, dev and test")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs and for measured.json")
+    parser.add_argument("--recipe", default="default")
+    parser.add_argument("--set", action="append", default=[], help="a setting of the recipe, as in `tandemqa train`")
+    parser.add_argument("--questions", type=int, default=800, help="training questions")
+    parser.add_argument("--depth", type=int, default=20, help="candidates that are re-ranked")
+    parser.add_argument("--mining", choices=["before", "after", "twice"], default="before",
+                        help="when sentence-transformers mines its negatives")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=13)
+    return parser
+
+
+def speeds(rankings: Rankings) -> dict[str, float]:
+    """Passages and pairs a second, by how long the ranking took."""
+    seconds = rankings.seconds
+    return {
+        "passages a second": len(rankings.dataset.passages) / seconds[RETRIEVER],
+        "pairs a second": rankings.candidates.rows.size / seconds[PAIR],
+    }
+
+
+def values_of(dataset: Dataset, run: Run) -> dict[str, list[float]]:
+    """Every metric's value for each test question."""
+    figures = evaluate_run(run, dataset.judged("test"), dataset.passages.row, list(METRICS))
+    return {metric: np.asarray(values).round(6).tolist() for metric, values in figures.items()}
+
+
+def table(measured: dict[str, Any]) -> str:
+    """The pairs' figures and their differences in MRR@10, as markdown."""
+    rows = [f"| | {' | '.join(METRICS.values())} | training, minutes |", "|---" * (2 + len(METRICS)) + "|"]
+    rows.append(f"| {SHOWN[BEFORE]} | {_figures(measured[JOINT]['values'][BEFORE])} | |")
+    for name, found in measured.items():
+        minutes = sum(found["work"].values()) / 60
+        for stage in (RETRIEVER, PAIR):
+            rows.append(f"| {name}: {SHOWN[stage]} | {_figures(found['values'][stage])} | {minutes:.1f} |")
+    rows += ["", "| difference in MRR@10 | against | | p (Holm) |", "|---|---|---|---|"]
+    values = [[np.array(measured[name]["values"][stage]["mrr@10"]) for name, stage in each] for each in DIFFERENCES]
+    corrected = holm([randomisation_test(other, this, 0) for this, other in values])
+    for (first, second), (this, other), p in zip(DIFFERENCES, values, corrected, strict=True):
+        low, high = paired_interval(other, this, 0)
+        rows.append(
+            f"| {first[0]}: {SHOWN[first[1]]} | {second[0]}: {SHOWN[second[1]]} | "
+            f"{(this - other).mean():+.3f} ({low:+.3f} to {high:+.3f}) | {p:.4f} |"
+        )
+    return "\n".join(rows)
+
+
+def _figures(values: dict[str, list[float]]) -> str:
+    low, high = bootstrap_interval(np.array(values["mrr@10"]), 0)
+    figures = [f"{np.mean(values[metric]):.3f}" for metric in METRICS]
+    return " | ".join([f"{figures[0]} ({low:.3f} to {high:.3f})", *figures[1:]])
+
+
+if __name__ == "__main__":
+    main()
