@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -576,3 +577,25 @@ def test_plan_runs_and_explain_tell_of_a_run(tiny_model: Path, tiny_dataset: Pat
     assert known
     explained = run("explain", tmp_path / "runs" / "a", known[1]).stdout
     assert "labelled positive" in explained and "confidence 0." in explained
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_what_the_terminal_cannot_show_ends_no_search(index: Path, form: list[str]) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tandemqa",
+        "search",
+        str(index),
+        "what was Tokyo called before",
+        "-k",
+        "40",
+        *form,
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    shown = done.stdout.decode("latin-1")
+    if form:
+        assert any(not hit["text"].isascii() for hit in json.loads(shown)["hits"])
+    else:
+        assert all(f"\n{rank:2}  " in f"\n{shown}" for rank in range(1, 41))

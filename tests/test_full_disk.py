@@ -191,6 +191,17 @@ def test_a_disk_that_may_not_be_written_is_named(
     assert run("search", own, "owls", "--bundle", tiny_bundle).exit_code == 0
 
 
+def test_an_index_does_not_take_the_place_of_a_mounted_disk(
+    disk: SmallDisk, tiny_bundle: Path, tiny_dataset: Path
+) -> None:
+    line = fails("index", tiny_bundle, tiny_dataset, "--out", disk.folder)
+    assert (
+        line
+        == f"Error: {disk.folder} is where a disk is mounted, and is replaced as a whole; name a folder inside it."
+    )
+    assert not list(disk.folder.parent.glob(".*.partial"))
+
+
 @pytest.mark.parametrize("pages", [0, 4])
 def test_a_cache_that_cannot_be_kept_is_named(
     disk: SmallDisk, tiny_bundle: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, pages: int

@@ -41,6 +41,22 @@ def other_bundle(bundle: Bundle, folder: Path) -> Bundle:
     return save_bundle(folder, changed.retriever, changed.reranker, {})
 
 
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"vectors": "flat"}, "vectors is 'flat'; choose one of auto, exact, ivf, hnsw"),
+        ({"storage": "fp32"}, "storage is 'fp32'; choose one of auto, fp16, int8"),
+        ({"precision": "bf16"}, "precision is 'bf16'; choose one of auto, fp32, int8"),
+    ],
+)
+def test_a_choice_that_there_is_not_is_named_before_anything_is_done(
+    bundle: Bundle, tiny_dataset: Path, tmp_path: Path, choice: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TandemError, match=message):
+        Index.build(bundle, tiny_dataset, tmp_path / "index", **choice)
+    assert not list(tmp_path.iterdir())
+
+
 # What an index holds
 
 

@@ -5,6 +5,7 @@ import sqlite3
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tandemqa.index import recall
 from tandemqa.index.dense import DenseIndex, Kind, Storage
 from tandemqa.index.lexical import LexicalIndex, search_parts
 from tandemqa.index.metadata import Condition, searchable
-from tandemqa.index.passages import PassageStore, Record, fold, remove, store_passages, transaction
+from tandemqa.index.passages import PassageStore, Record, fold, put, remove, store_passages, transaction
 
 # Passages
 
@@ -205,6 +206,45 @@ def test_a_damaged_page_is_named_whatever_reads_it(
         read(store)
 
 
+def test_a_change_in_the_log_of_passages_that_may_not_be_written_is_named(
+    tmp_path: Path, no_right_to_write: list[str]
+) -> None:
+    stored(tmp_path / "p.sqlite", AWKWARD).close()
+    (tmp_path / "p.sqlite-wal").write_bytes(b"a change")
+    with pytest.raises(TandemError, match="a change is still in the log beside them; open the index once with"):
+        PassageStore(tmp_path / "p.sqlite")
+    assert all("immutable" not in path for path in no_right_to_write[-1:])
+
+
+def test_a_committed_change_does_not_fail_because_a_reader_keeps_its_log(tmp_path: Path) -> None:
+    path = tmp_path / "p.sqlite"
+    stored(path, AWKWARD).close()
+    with transaction(path) as database:
+        remove(database, [AWKWARD[0].id])
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("UPDATE state SET next_row = next_row")
+        fold(path)
+        other.execute("COMMIT")
+        with pytest.raises(TandemError, match=r"Another program keeps the passages .* locked"), transaction(path):
+            pass
+
+
+def test_rows_end_where_they_would_no_longer_be_int32(tmp_path: Path) -> None:
+    path = tmp_path / "p.sqlite"
+    stored(path, AWKWARD).close()
+    with transaction(path) as database:
+        database.execute("UPDATE state SET next_row = ?", (2**31 - 2,))
+    new = [Record(Passage(name, "", "t"), {}) for name in ("a", "b", "c")]
+    with pytest.raises(TandemError, match="given all of its 2³¹ rows"), transaction(path) as database:
+        put(database, new)
+    with transaction(path) as database:
+        put(database, new[:2])
+    store = PassageStore(path)
+    assert store.row("b") == 2**31 - 1 and store.row("c") is None
+
+
 # What passages carry, and conditions on it
 
 
@@ -298,10 +338,24 @@ def test_metadata_that_is_not_json_is_named_however_deep(fields: dict[str, Any],
     str(raised.value).encode("utf-8")
 
 
-def test_a_number_too_large_to_compare_is_kept_and_not_searched_by(tmp_path: Path) -> None:
+def test_a_number_too_large_to_compare_is_an_identifier(tmp_path: Path) -> None:
     fields = [{"big": 10**399, "list": [1, -(10**399)]}]
     store = stored(tmp_path / "p.sqlite", [Passage("p", "", "t")], fields)
-    assert store.metadata([0]) == fields and store.fields == ["list"]
+    assert store.metadata([0]) == fields
+    assert store.fulfilling([f"big={10**399}"]).all() and store.fulfilling(["list>=1"]).all()
+    assert not store.fulfilling([f"big={10**399 + 1}"]).any() and not store.fulfilling(["list<0"]).any()
+
+
+@pytest.mark.parametrize("field", ["order", "sha", "number"])
+def test_an_identifier_equals_no_other(tmp_path: Path, field: str) -> None:
+    fields = [
+        {"order": "12345678901234567890", "sha": "12e999", "number": 12345678901234567890},
+        {"order": "12345678901234567891", "sha": "77e4512", "number": 12345678901234567891},
+    ]
+    store = stored(tmp_path / "p.sqlite", [Passage(str(row), "", "t") for row in range(2)], fields)
+    for row in range(2):
+        assert np.flatnonzero(store.fulfilling([f"{field}={fields[row][field]}"])).tolist() == [row]
+    assert store.fulfilling(["number>=1e19"]).all() and not store.fulfilling(["sha>=5"]).any()
 
 
 # Vectors

@@ -1,6 +1,7 @@
 """An index that changes: passages added, replaced, deleted, compacted; readers, writers and kills meanwhile."""
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -27,6 +28,7 @@ from tandemqa.encoders import backbone
 from tandemqa.encoders.bundle import Bundle, save_bundle
 from tandemqa.errors import TandemError
 from tandemqa.files import fingerprint
+from tandemqa.index import lock
 from tandemqa.index.index import Index, describe_index
 from tandemqa.index.lock import only_writer
 from tandemqa.index.update import MOST_SEGMENTS, Added, add_passages, compact, delete_passages
@@ -217,6 +219,43 @@ def test_a_string_is_one_id_and_deleting_nothing_is_no_new_generation(index: Ind
     assert set(index.passages.ids()) - set(changed.passages.ids()) == {"p17"} and len(changed) == 42
     for nothing in ("p17", ["nobody"], []):
         assert changed.delete(nothing).passages.generation == changed.passages.generation
+
+
+def test_one_object_is_one_passage(index: Index) -> None:
+    assert set(index.add(NEW[0]).passages.ids()) - set(index.passages.ids()) == {"n1"}
+
+
+def test_an_earlier_index_tells_nothing_of_a_backup_that_was_put_back(index: Index) -> None:
+    path, backup = index.folder / "passages.sqlite", index.folder.parent / "backup.sqlite"
+    shutil.copy(path, backup)
+    index.close()
+    one = index.delete("p1")
+    assert one.search_words(["the"], 1)[0].shape == (1, 1)  # what it may find is remembered
+    one.close()
+    for log in index.folder.glob("passages.sqlite-*"):
+        log.unlink()
+    backup.replace(path)
+    delete_passages(index.folder, "p2")
+    assert one.passages.generation == Index.open(index.folder).passages.generation
+    other = Index.open(index.folder, one)
+    assert other.passages.state != one.passages.state and "p1" in set(other.passages.ids())
+    first = other.passages.row("p1")
+    assert first is not None and any(mask is None or mask[first] for mask in other._allowed([]))
+
+
+def test_a_file_of_another_program_among_the_segments_stops_no_writer(index: Index) -> None:
+    (index.folder / "segments" / ".DS_Store").touch()
+    assert delete_passages(index.folder, "p1") == 1
+
+
+def test_an_index_is_searched_from_another_folder(
+    index: Index, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(index.folder.parent)
+    near = Index.open(index.folder.name)
+    searcher = Searcher(near, bundle)
+    monkeypatch.chdir("/")
+    assert len(searcher.search("owls", k=3)) == 3 and (near.search_words(["owls"], 1)[0] >= -1).all()
 
 
 # Many small changes
@@ -502,6 +541,10 @@ def test_what_is_no_file_or_no_text_gets_one_sentence(index: Index, tmp_path: Pa
         index.add(tmp_path / "pipe")
     with pytest.raises(TandemError, match=r"The id 'p\\udcff' is not UTF-8"):
         index.delete(["p1", "p\udcff"])
+    with pytest.raises(TandemError, match="The id 3 is not a string"):
+        index.delete([3])  # type: ignore[list-item]
+    with pytest.raises(TandemError, match="The passages to add, line 2: 'abc' is no object"):
+        index.add([NEW[0], "abc"])  # type: ignore[list-item]
     assert Index.open(index.folder).passages.generation == index.passages.generation
 
 
@@ -523,6 +566,27 @@ def test_a_second_writer_gets_one_sentence(index: Index) -> None:
             with pytest.raises(TandemError, match=r"Another command is writing to the index .*; give this one again"):
                 change()
     assert len(index.add(NEW)) == 42
+
+
+def test_the_lock_of_an_index_that_has_been_replaced_is_not_one(
+    index: Index, bundle: Bundle, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, built = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not built:
+            built.append(True)
+            Index.build(bundle, dataset, index.folder)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(lock.fcntl, "flock", late)
+    with (
+        only_writer(index.folder, index.folder),
+        pytest.raises(TandemError, match="Another command is writing"),
+        only_writer(index.folder, index.folder),
+    ):
+        pass
+    assert built
 
 
 def test_an_index_that_is_being_changed_is_not_replaced_by_another_build(

@@ -59,6 +59,7 @@ def test_llamaindex_queries_it(searcher: Searcher) -> None:
     from llama_index.core.llms import MockLLM
     from llama_index.core.query_engine import RetrieverQueryEngine
     from llama_index.core.response_synthesizers import CompactAndRefine
+    from llama_index.core.schema import MetadataMode
 
     from tandemqa.integrations.llamaindex import TandemRetriever
 
@@ -68,6 +69,9 @@ def test_llamaindex_queries_it(searcher: Searcher) -> None:
     expected = searcher.search(QUESTION, k=3, depth=10)
     check([(n.node.node_id, n.node.text, n.node.metadata) for n in nodes], expected)
     assert [node.score for node in nodes] == [hit.score for hit in expected]
+    title = "" if expected[0].title is None else f"title: {expected[0].title}\n\n"
+    for mode in (MetadataMode.LLM, MetadataMode.EMBED):
+        assert nodes[0].node.get_content(mode) == title + expected[0].text
     limited = TandemRetriever(searcher, k=40, where=WHERE).retrieve(QUESTION)
     only_the_second_half([each.node.metadata for each in limited])
     with pytest.raises(TandemError, match=REFUSED):
@@ -87,6 +91,8 @@ def test_haystack_runs_it_in_a_pipeline_that_was_saved(searcher: Searcher) -> No
     expected = searcher.search(QUESTION, k=3)
     check([(d.id, d.content, d.meta) for d in documents], expected)
     assert [document.score for document in documents] == [hit.score for hit in expected]
+    with pytest.raises(TandemError, match="k is 0"):
+        TandemRetriever(str(searcher.index.folder)).run(QUESTION, top_k=0)
     saved = TandemRetriever(str(searcher.index.folder), top_k=40, where=WHERE).to_dict()
     limited = TandemRetriever.from_dict(saved).run(QUESTION)["documents"]
     only_the_second_half([document.meta for document in limited])

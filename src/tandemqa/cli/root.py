@@ -1,8 +1,10 @@
 """The command line itself: its group of commands, what they share, and how mistakes are told."""
 
 import errno
+import io
 import json
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -85,6 +87,8 @@ Settings = Annotated[
 
 def main() -> None:
     """Run the command line; warnings are told in one line, as mistakes are."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a passage may hold what the terminal's encoding lacks
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {' '.join(str(message).split())}\n"
     app(prog_name="tandemqa")
 
@@ -123,4 +127,5 @@ def start(
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    everything = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=not everything))

@@ -58,10 +58,9 @@ class TokenStore:
             if mapped and size
             else np.fromfile(folder / "ids.bin", dtype=np.int32)
         )
-        self.lengths: npt.NDArray[np.int64] = np.diff(self.offsets)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> npt.NDArray[np.int32]:
         return self.ids[self.offsets[row] : self.offsets[row + 1]]

@@ -26,7 +26,7 @@ def make_bundle(
     the re-ranker the retriever's top `k`; what is learnt of them (`search.learnt`) and the figures go into the
     bundle. A folder at `out` that is no bundle is a `TandemError`.
     """
-    place = Path(out)
+    place = Path(out).resolve()
     if place.exists() and not (place / MANIFEST).exists():
         raise TandemError(f"{place} exists and is not a bundle; choose another place for --out.")
     if dataset is not None and not isinstance(dataset, Dataset):

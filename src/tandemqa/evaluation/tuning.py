@@ -348,6 +348,7 @@ class _Scores:
             dataset.fingerprint,
             index.about["data"]["fingerprint"],
             index.passages.generation,
+            index.passages.commit,
             code_version("data", "encoders"),
         )
         self.path = cache_folder() / "scores" / f"{key}.npz"

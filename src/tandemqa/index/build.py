@@ -73,6 +73,13 @@ def build(
     index at `out` is replaced then, at once, and those who have it open keep it. A folder with anything else in it is
     a `TandemError`.
     """
+    for what, value, kinds in (
+        ("vectors", vectors, KindChoice),
+        ("storage", storage, StorageChoice),
+        ("precision", precision, Precision),
+    ):
+        if value is not None and value not in get_args(kinds):
+            raise TandemError(f"{what} is {value!r}; choose one of {', '.join(get_args(kinds))}.")
     place = _free_place(out)
     folder = dataset.folder if isinstance(dataset, Dataset) else Path(dataset)
     corpus = folder / "corpus.jsonl"
@@ -218,6 +225,8 @@ def _free_place(out: Path) -> Path:
     """`out` without symbolic links, once it is sure that nothing but an index would be replaced."""
     place = out.resolve()
     put_back(place)
+    if place.is_mount():
+        raise TandemError(f"{out} is where a disk is mounted, and is replaced as a whole; name a folder inside it.")
     own = {MANIFEST, PASSAGES, f"{PASSAGES}-wal", f"{PASSAGES}-shm", SEGMENTS, LOCK, UNDER_WAY, *OLD_NAMES}
     if place.exists():
         names = {path.name for path in place.iterdir()} if place.is_dir() else None

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from tandemqa.data.dataset import Dataset
 from tandemqa.encoders.backbone import Precision
 from tandemqa.encoders.bundle import Bundle, check_bundle
+from tandemqa.encoders.calibration import load_ranges
 from tandemqa.errors import TandemError
 from tandemqa.files import put_back, read_json, stamp
 from tandemqa.index.lexical import search_parts
@@ -82,7 +83,7 @@ class Index:
         Segments that an `earlier` index has open are shared with it, which makes this a matter of a quarter of a
         millisecond; each of the two may be closed without the other.
         """
-        folder = Path(folder)
+        folder = Path(folder).absolute()  # it is opened again from wherever the process may have gone
         known = {} if earlier is None else {segment.folder.name: segment for segment in earlier.segments}
         counted = None if earlier is None else earlier.passages
         for attempt in range(ATTEMPTS):
@@ -245,6 +246,8 @@ class Index:
 
     def _in_its_precision(self, bundle: Bundle) -> Bundle:
         anew = f"build it again: tandemqa index {bundle.folder} DATA --out {self.folder}"
+        if self.precision == "int8" and not bundle.calibrated:
+            load_ranges(bundle.folder, bundle.retriever, bundle.reranker)  # they may have come after it was loaded
         if self.precision == "int8" and not bundle.calibrated:
             raise TandemError(
                 f"The index {self.folder} was built with int8.safetensors of {bundle.folder}, which is gone; "

@@ -18,16 +18,29 @@ def only_writer(folder: Path, name: Path) -> Iterator[None]:
 
     The system lets go of it when the process ends, in whatever way.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _locked(folder / LOCK, name)
     try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path, name: Path) -> int:
+    """The descriptor of the lock file, locked. A build may put another index in the place of this one between the
+    moment it is opened and the moment it is locked; then the lock is that of an index which is gone."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
         except BlockingIOError as error:
+            os.close(descriptor)
             raise TandemError(
                 f"Another command is writing to the index {name}; give this one again when that has ended."
             ) from error
-        yield
-    finally:
+        except FileNotFoundError:
+            pass
         os.close(descriptor)
 
 

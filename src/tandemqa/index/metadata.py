@@ -6,6 +6,7 @@ these, each of which then counts, can be searched by.
 """
 
 import contextlib
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,11 +37,12 @@ def searchable(metadata: Metadata) -> Iterator[tuple[str, str | int | float]]:
             if isinstance(one, bool):
                 yield name, "true" if one else "false"
             elif isinstance(one, int) and abs(one) > _LARGEST_INTEGER:
+                yield name, str(one)
                 if abs(one) <= sys.float_info.max:
                     yield name, float(one)
             elif isinstance(one, str | int | float):
                 yield name, one
-                if isinstance(one, str) and (number := _number(one)) is not None:
+                if isinstance(one, str) and (number := _number(one)) is not None and math.isfinite(number):
                     yield name, number
 
 
@@ -49,7 +51,8 @@ class Condition:
     """`field`, one of = < <= > >=, and a value, as in "year>=2001".
 
     A value that reads as a number is compared with the field's numbers, and its strings that read as numbers; any
-    other with its strings, by code point (so that dates written as 2001-05-31 are in order).
+    other with its strings, by code point (so that dates written as 2001-05-31 are in order). A whole number too large
+    for 64 bits equals only what is written alike: it is an identifier.
     """
 
     field: str
@@ -71,10 +74,12 @@ class Condition:
         number = _number(self.value)
         if number is None:
             queries: list[tuple[str, str | int | float]] = [(query + " AND value >= ''", self.value)]
+        elif self.operator == "=":
+            queries = [(query, self.value)]
+            if _exact(self.value, number):
+                queries.append((query + " AND value < ''", number))
         else:
             queries = [(query + " AND value < ''", number)]
-            if self.operator == "=":
-                queries.append((query, self.value))
         for sql, value in queries:
             rows = execute(sql, self.field, value)
             found = np.fromiter((row for (row,) in rows), dtype=np.int64)
@@ -121,3 +126,13 @@ def _number(text: str) -> int | float | None:
             return integer
     # "inf" and "nan" are words here; what is larger than any number of a field may well be infinite.
     return number if any(map(str.isdigit, text)) else None
+
+
+def _exact(text: str, number: int | float) -> bool:
+    """Whether the number is what the text says, and not the nearest that there is to a longer one."""
+    if isinstance(number, int):
+        return True
+    with contextlib.suppress(ValueError):
+        int(text)
+        return False
+    return math.isfinite(number)

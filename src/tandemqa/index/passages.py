@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import secrets
 import sqlite3
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,6 +37,8 @@ INSERT INTO state VALUES (0, 0);
 _IDS = 10_000
 # Rows of an answer that are read at once.
 _ROWS = 1000
+# Rows are int32 wherever they are kept.
+_LAST_ROW = 2**31 - 1
 
 
 class Record(NamedTuple):
@@ -77,6 +80,7 @@ class PassageStore:
             self._closing = weakref.finalize(self, self._database.close)
             _check_size(self._database, path)
             (self.generation, self.next_row) = self._database.execute("SELECT * FROM state").fetchone()
+            (self.commit,) = self._database.execute("PRAGMA user_version").fetchone()
             segments = self._database.execute("SELECT name FROM segments ORDER BY number").fetchall()
             self.segments = [str(name) for (name,) in segments]
             if earlier is not None and earlier.state == self.state:
@@ -88,9 +92,9 @@ class PassageStore:
         self._check_unchanged()
 
     @property
-    def state(self) -> tuple[int, list[str]]:
-        """What tells generations apart, also those of an index that was built again."""
-        return self.generation, self.segments
+    def state(self) -> tuple[int, int, list[str]]:
+        """What tells generations apart, also those of an index that was built again, or whose backup was put back."""
+        return self.generation, self.commit, self.segments
 
     @property
     def deleted(self) -> int:
@@ -165,10 +169,15 @@ class PassageStore:
 
     def _failed(self, error: Exception) -> TandemError:
         self._check_unchanged()
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        if _code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
             return TandemError(
                 f"The passages {self.path} could not be read ({error}); see that the disk is sound and has room, and "
                 "give the command again."
+            )
+        if self.path.exists() and _log_size(self.path):
+            return TandemError(
+                f"The passages {self.path} could not be read ({error}): a change is still in the log beside them; "
+                "open the index once with the right to write there."
             )
         return TandemError(f"The passages {self.path} are missing or damaged ({error}); build the index again.")
 
@@ -177,7 +186,6 @@ def _snapshot(path: Path) -> tuple[sqlite3.Connection, tuple[int, ...] | None]:
     """A connection inside a read transaction; or, where there can be none, one without and the stamp of the file."""
     uri = path.absolute().as_uri()
     options: dict[str, Any] = {"uri": True, "check_same_thread": False, "isolation_level": None}
-    log = path.with_name(f"{path.name}-wal")
     opened = None
     try:
         database: sqlite3.Connection = sqlite3.connect(f"{uri}?mode=ro", **options)
@@ -185,7 +193,7 @@ def _snapshot(path: Path) -> tuple[sqlite3.Connection, tuple[int, ...] | None]:
         database.execute("SELECT * FROM state")
     except sqlite3.OperationalError:
         # SQLite keeps books of its readers beside the file. Where it may not, a writer learns of none.
-        if not path.exists() or (log.exists() and log.stat().st_size):
+        if not path.exists() or _log_size(path):
             raise
         opened = stamp(path)
         database = sqlite3.connect(f"{uri}?mode=ro&immutable=1", **options)
@@ -194,13 +202,18 @@ def _snapshot(path: Path) -> tuple[sqlite3.Connection, tuple[int, ...] | None]:
 
 def _check_size(database: sqlite3.Connection, path: Path) -> None:
     """Raise if a file was cut short, which SQLite may notice only where it ends; with a log it may be short yet."""
-    log = path.with_name(f"{path.name}-wal")
-    if not log.exists() or not log.stat().st_size:
+    if not _log_size(path):
         (pages,), (page_size,) = (
             database.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size")
         )
         if path.stat().st_size < pages * page_size:
             raise sqlite3.DatabaseError(f"it has {path.stat().st_size} bytes instead of {pages * page_size}")
+
+
+def _log_size(path: Path) -> int:
+    """Bytes of what SQLite has not yet put into the file itself."""
+    log = path.with_name(f"{path.name}-wal")
+    return log.stat().st_size if log.exists() else 0
 
 
 # Writing
@@ -248,6 +261,7 @@ def transaction(path: Path) -> Iterator[sqlite3.Connection]:
             yield database
             if database.total_changes:
                 database.execute("UPDATE state SET generation = generation + 1")
+                database.execute(f"PRAGMA user_version = {secrets.randbits(31)}")
             database.execute("COMMIT")
         except BaseException:
             if database.in_transaction:
@@ -258,13 +272,19 @@ def transaction(path: Path) -> Iterator[sqlite3.Connection]:
 def fold(path: Path) -> None:
     """Put what SQLite keeps in its log into the database itself, as far as no reader needs it where it is."""
     with _explained(path), closing(sqlite3.connect(path, timeout=0)) as database:
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_BUSY:  # a reader is just coming or going; a later writer will
+                raise
 
 
 def put(database: sqlite3.Connection, records: Sequence[Record]) -> int:
     """Insert records under new rows, each in the place of the passage with its id: how many of these there were."""
     replaced = remove(database, [record.passage.id for record in records])
     (first,) = database.execute("SELECT next_row FROM state").fetchone()
+    if first + len(records) > _LAST_ROW + 1:
+        raise TandemError("The index has given all of its 2³¹ rows, those of replaced passages too; build it again.")
     for row, record in enumerate(records, start=first):
         _insert(database, row, record)
     database.execute("UPDATE state SET next_row = next_row + ?", (len(records),))
@@ -316,7 +336,11 @@ def _explained(path: Path) -> Iterator[None]:
             sqlite3.SQLITE_READONLY: errno.EROFS,
             sqlite3.SQLITE_CANTOPEN: errno.EACCES,
             sqlite3.SQLITE_IOERR: errno.EIO,
-        }.get(error.sqlite_errorcode & 0xFF)
+        }.get(_code(error))
+        if _code(error) == sqlite3.SQLITE_BUSY:
+            raise TandemError(
+                f"Another program keeps the passages {path} locked; give the command again when it has ended."
+            ) from error
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
@@ -324,3 +348,8 @@ def _explained(path: Path) -> Iterator[None]:
         if isinstance(error, sqlite3.IntegrityError):
             raise
         raise TandemError(f"The passages {path} are damaged ({error}); build the index again.") from error
+
+
+def _code(error: Exception) -> int:
+    """SQLite's primary code of an error, 0 for any other."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

@@ -156,7 +156,7 @@ def sweep(segments: Path, keep: Collection[str]) -> None:
     """Remove from a folder of segments what is not to be kept, except those that a reader has open."""
     remove_partial(segments)
     for segment in segments.iterdir():
-        if segment.name not in keep:
+        if segment.is_dir() and segment.name not in keep:
             _remove_unless_open(segment)
 
 

@@ -5,6 +5,7 @@ removed by the next writer, and so is one that a transaction has replaced, once 
 """
 
 import secrets
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tandemqa.data.lines import is_text
+from tandemqa.data.lines import fault, is_text
 from tandemqa.encoders.bundle import Bundle
 from tandemqa.errors import TandemError
 from tandemqa.files import explained, whole_folder
@@ -55,15 +56,15 @@ def add_passages(
 ) -> Added:
     """Add passages to the index in `folder`, each in the place of the one with its id if there is one.
 
-    `passages` is a file in the layout of `corpus.jsonl`, or objects of that form; all are checked before the first is
-    added. They become visible `BATCH` at a time. `bundle` is needed only if it is no longer where it was.
+    `passages` is a file in the layout of `corpus.jsonl`, or objects of that form, or one; all are checked before the
+    first is added. They become visible `BATCH` at a time. `bundle` is needed only if it is no longer where it was.
     """
     Index.open(folder).close()
     if isinstance(passages, Path):
         if passages.exists() and not passages.is_file():
             raise TandemError(f"{passages} is not a file, and passages are read twice; write them into a file first.")
     else:
-        passages = list(passages)
+        passages = [passages] if isinstance(passages, Mapping) else list(passages)
         if not passages:
             raise TandemError("There are no passages to add; give at least one.")
     _check(passages)
@@ -83,7 +84,10 @@ def add_passages(
             with whole_folder(folder / SEGMENTS / name) as partial:
                 write_segment(partial, rows, Texts(models, _slices(texts)), *choices)
             with transaction(folder / PASSAGES) as database:
-                replaced += put(database, batch)
+                try:
+                    replaced += put(database, batch)
+                except sqlite3.IntegrityError as error:
+                    raise TandemError(f"{_name(passages)} was changed while it was read; add it again.") from error
                 register(database, name)
             count += len(batch)
     return Added(count, replaced)
@@ -94,6 +98,8 @@ def delete_passages(folder: Path, ids: str | Iterable[str]) -> int:
     Index.open(folder).close()
     ids = [ids] if isinstance(ids, str) else list(ids)
     for one in ids:
+        if not isinstance(one, str):
+            raise TandemError(f"The id {one!r} is not a string, as all ids are; write it as one.")
         if not is_text(one):
             raise TandemError(f"The id {one!r} is not UTF-8, as all ids of an index are; check how it is spelt.")
     with _writing(folder), transaction(folder / PASSAGES) as database:
@@ -157,6 +163,9 @@ def _records(passages: Path | list[Mapping[str, Any]]) -> Iterator[tuple[int, Re
         yield from read_passages(passages)
     else:
         for number, record in enumerate(passages, start=1):
+            if not isinstance(record, Mapping):
+                what = f'{record!r} is no object; give one like {{"_id": "p1", "text": "..."}}.'
+                raise fault(_name(passages), number, what)
             yield number, record_of(_name(passages), number, dict(record))
 
 

@@ -44,7 +44,8 @@ class TandemRetriever:
         """The passages that answer `query` best."""
         self.warm_up()
         assert self.searcher is not None
-        answer = self.searcher.search(query, top_k or self.top_k, self.depth, self.mode, self.stopping, self.where)
+        k = self.top_k if top_k is None else top_k
+        answer = self.searcher.search(query, k, self.depth, self.mode, self.stopping, self.where)
         documents = [Document(id=h.id, content=h.text, meta=metadata(answer, h), score=h.score) for h in answer]
         return {"documents": documents}
 

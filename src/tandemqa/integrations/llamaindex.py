@@ -7,7 +7,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
 from tandemqa.integrations.metadata import metadata
 from tandemqa.search.candidates import Mode
-from tandemqa.search.searcher import Searcher
+from tandemqa.search.searcher import Answer, Hit, Searcher
 
 
 class TandemRetriever(BaseRetriever):
@@ -31,7 +31,17 @@ class TandemRetriever(BaseRetriever):
         answer = self.searcher.search(
             query_bundle.query_str, self.k, self.depth, self.mode, self.stopping, self.where
         )
-        return [
-            NodeWithScore(node=TextNode(id_=hit.id, text=hit.text, metadata=metadata(answer, hit)), score=hit.score)
-            for hit in answer
-        ]
+        return [NodeWithScore(node=_node(answer, hit), score=hit.score) for hit in answer]
+
+
+def _node(answer: Answer, hit: Hit) -> TextNode:
+    """A passage as a node of which prompts get title and text, and not how it was found."""
+    told = metadata(answer, hit)
+    unread = [name for name in told if name != "title"]
+    return TextNode(
+        id_=hit.id,
+        text=hit.text,
+        metadata=told,
+        excluded_llm_metadata_keys=unread,
+        excluded_embed_metadata_keys=unread,
+    )

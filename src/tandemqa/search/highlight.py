@@ -1,6 +1,7 @@
 """The answer inside a passage: its sentence that is nearest to the question, found with the retriever."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ def best_sentences(
     each passage's query. A sentence is read behind the title of its passage; of equal ones the first is taken. A
     passage without text has the span (0, 0).
     """
-    spans = [_distinct(passage.text, sentences(passage.text)[:MOST]) for passage in passages]
+    spans = [_distinct(passage.text, islice(sentences(passage.text), MOST)) for passage in passages]
     texts = [
         f"{passage.title} {passage.text[start:end]}".strip()
         for passage, found in zip(passages, spans, strict=True)
@@ -54,7 +55,7 @@ def best_sentences(
     ]
 
 
-def _distinct(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _distinct(text: str, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """The first of those that read alike."""
     first: dict[str, tuple[int, int]] = {}
     for start, end in spans:

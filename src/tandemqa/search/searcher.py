@@ -95,8 +95,7 @@ class Searcher:
 
     def __init__(self, index: Index | str | Path, bundle: Bundle | str | Path | None = None) -> None:
         """`bundle` is needed only if it is no longer where it was when the index was built."""
-        # Opened again and again, from wherever the process may have gone.
-        self._latest = index if isinstance(index, Index) else Index.open(Path(index).absolute())
+        self._latest = index if isinstance(index, Index) else Index.open(index)
         self.bundle = self._latest.load_bundle(bundle)
         self.learnt = Learnt.of(self.bundle)
         self._doubt = doubt(self.bundle)

@@ -8,28 +8,27 @@ import sentencex
 LONGEST = 400
 
 
-def sentences(text: str) -> list[tuple[int, int]]:
+def sentences(text: str) -> Iterator[tuple[int, int]]:
     """Where each sentence of `text` begins and ends, in characters, without the whitespace around it.
 
     Rules by `sentencex`, those for English and for the full stops of all scripts. A text of whitespace has none.
     """
-    return [
-        piece
-        for boundary in sentencex.get_sentence_boundaries("en", text)
-        for piece in _pieces(text, boundary["start_index"], boundary["end_index"])
-    ]
+    for boundary in sentencex.get_sentence_boundaries("en", text):
+        yield from _pieces(text, boundary["start_index"], boundary["end_index"])
 
 
 def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """The span without whitespace at its ends, in as many pieces as its length asks for."""
-    while True:
-        start = end - len(text[start:end].lstrip())
-        end = start + len(text[start:end].rstrip())
-        if end - start <= LONGEST:
-            break
+    while start < end and text[start].isspace():
+        start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
+    while end - start > LONGEST:
         cut = text.rfind(" ", start + 1, start + LONGEST)
         cut = start + LONGEST if cut < 0 else cut
         yield start, start + len(text[start:cut].rstrip())
         start = cut
+        while text[start].isspace():
+            start += 1
     if start < end:
         yield start, end
