@@ -10,6 +10,7 @@ needed. Training is resumable but for that of sentence-transformers, which begin
 
 import argparse
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,17 @@ from claims.train import stage_seconds
 
 from tandemqa import Bundle, Dataset, load_dataset, load_recipe, train
 from tandemqa.data.runs import Run
+from tandemqa.data.tokens import passage_tokens
+from tandemqa.encoders.backbone import Precision
 from tandemqa.evaluation.metrics import bootstrap_interval, evaluate_run
 from tandemqa.evaluation.significance import holm, paired_interval, randomisation_test
-from tandemqa.evaluation.stages import Rankings, rank_stages
+from tandemqa.evaluation.stages import rank_stages
 from tandemqa.files import read_json, write_json
+from tandemqa.search.rank import reranker_scores
 
 ALONE = ("loss.kl_weight=0", "loss.retriever_weight=1")
+# Texts and questions by which the speed of reading is told.
+SOME, SOME_QUESTIONS = 1000, 50
 BEFORE, RETRIEVER, PAIR = "retriever before", "retriever after", "re-ranked"
 SHOWN = {BEFORE: "base retriever", RETRIEVER: "retriever", PAIR: "pair"}
 JOINT, APART, TODAY = "default", "no distillation", "sentence-transformers"
@@ -70,9 +76,10 @@ def main() -> None:
     for name, make in pairs.items():
         if name not in measured:
             bundle, work = make()
+            work = work or stage_seconds(bundle.folder.parent, len(dataset.passages), speeds(bundle, dataset))
+            bundle = at(bundle, options.precision, dataset)
             learnt = rank_stages(bundle, dataset, "dev", options.depth).learn()
             rankings = rank_stages(bundle, dataset, "test", options.depth)
-            work = work or stage_seconds(bundle.folder.parent, len(dataset.passages), speeds(rankings))
             values = {stage: values_of(dataset, run) for stage, run in rankings.final(learnt).items()}
             measured[name] = {"work": work, "blend": learnt.blend, "values": values} | surroundings()
             write_json(path, measured)
@@ -89,17 +96,32 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--depth", type=int, default=20, help="candidates that are re-ranked")
     parser.add_argument("--mining", choices=["before", "after", "twice"], default="before",
                         help="when sentence-transformers mines its negatives")  # fmt: skip
+    parser.add_argument("--precision", choices=["auto", "fp32", "int8"], default="auto",
+                        help="what the trained models compute in when they are measured")  # fmt: skip
     parser.add_argument("--seed", type=int, default=13)
     return parser
 
 
-def speeds(rankings: Rankings) -> dict[str, float]:
-    """Passages and pairs a second, by how long the ranking took."""
-    seconds = rankings.seconds
-    return {
-        "passages a second": len(rankings.dataset.passages) / seconds[RETRIEVER],
-        "pairs a second": rankings.candidates.rows.size / seconds[PAIR],
-    }
+def speeds(bundle: Bundle, dataset: Dataset) -> dict[str, float]:
+    """Passages and pairs a second in the precision of the training, by some of each."""
+    random = np.random.default_rng(0)
+    tokens, known = passage_tokens(dataset, bundle.retriever.tokenizer), list(dataset.queries)[:SOME_QUESTIONS]
+    rows = random.permutation(len(tokens))[:SOME].astype(np.int32)
+    started = time.monotonic()
+    bundle.retriever.encode([tokens[row] for row in rows], "passage")
+    passages = len(rows) / (time.monotonic() - started)
+    rows = random.integers(len(tokens), size=(len(known), SOME // len(known)), dtype=np.int32)
+    queries = bundle.reranker.tokenize([dataset.queries[query_id] for query_id in known])
+    started = time.monotonic()
+    reranker_scores(bundle.reranker, Run(known, rows, np.zeros(rows.shape, np.float32)), queries, tokens)
+    return {"passages a second": passages, "pairs a second": rows.size / (time.monotonic() - started)}
+
+
+def at(bundle: Bundle, precision: Precision, dataset: Dataset) -> Bundle:
+    """The pair in the precision that it is measured in."""
+    if precision == "int8" and not bundle.calibrated:
+        bundle.calibrate(list(dataset.queries.values()), [passage.full for passage in dataset.passages])
+    return bundle.at(precision)
 
 
 def values_of(dataset: Dataset, run: Run) -> dict[str, list[float]]:
