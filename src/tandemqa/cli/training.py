@@ -21,7 +21,7 @@ def train(
     ],
     recipe: Annotated[
         str, typer.Option(metavar="NAME|PATH", help="A ready recipe by name, or a YAML file of your own.")
-    ] = "quick",
+    ] = "default",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -66,7 +66,7 @@ def plan(
 
     \b
     Examples:
-      tandemqa plan quick data --out run
+      tandemqa plan default data --out run
       tandemqa plan rocketqa-v2 data --out run --set lists.low=0.2
     """
     from tandemqa.data.dataset import load_dataset

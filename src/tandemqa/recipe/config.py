@@ -116,7 +116,7 @@ class Recipe(BaseModel):
         return self.lists.denoised_share > 0 or self.data.unlabelled > 0
 
 
-def load_recipe(source: str | Path = "quick", overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path = "default", overrides: Sequence[str] = ()) -> Recipe:
     """A ready recipe by name, or a YAML file, with `section.field=value` overrides (values are read as YAML)."""
     path = READY / f"{source}.yaml"
     if not path.exists():

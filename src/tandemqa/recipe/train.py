@@ -19,7 +19,7 @@ from tandemqa.recipe.stages import EVALUATION
 from tandemqa.training.log import summary_writer
 
 
-def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str | Path = "quick") -> Bundle:
+def train(dataset: Dataset | str | Path, out: str | Path, recipe: Recipe | str | Path = "default") -> Bundle:
     """Train a retriever and a re-ranker together on the split `train` and write the bundle `out/bundle`.
 
     The stages (see `recipe.chain`) end with the evaluation, which also learns how much the retriever's score counts
