@@ -1,11 +1,13 @@
 """The recipe `default` on the test questions of a set: against the same lists without distillation, and against
 sentence-transformers in the same time.
 
-    python benchmarks/default.py DATA --out WORK [--recipe default] [--questions 800] [--seed 13]
+    python benchmarks/default.py DATA --out WORK [--recipe default] [--questions 800] [--mining after] [--seed 13]
 
 Each pair learns on all dev questions how much its retriever's score counts, as `train` does at its end, and ranks the
-test questions once; what has been measured lies in WORK/measured.json and is not done again. The extra `data` is
-needed. Training is resumable but for that of sentence-transformers, which begins again.
+test questions once; what has been measured lies in WORK/measured.json and is not done again. `--mining` should be
+what is best for sentence-transformers on dev. Its time is that of the seconds of our steps and of our mining;
+tokenising, which its own trainer does as it goes, and the drawing of lists are not in ours. The extra `data` is needed.
+Training is resumable but for that of sentence-transformers, which begins again.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from tandemqa.encoders.backbone import Precision
 from tandemqa.evaluation.metrics import bootstrap_interval, evaluate_run
 from tandemqa.evaluation.significance import holm, paired_interval, randomisation_test
 from tandemqa.evaluation.stages import rank_stages
-from tandemqa.files import read_json, write_json
+from tandemqa.files import read_json, whole_folder, write_json
 from tandemqa.search.rank import reranker_scores
 
 ALONE = ("loss.kl_weight=0", "loss.retriever_weight=1")
@@ -53,7 +55,13 @@ def main() -> None:
     settings = [f"data.questions={options.questions}", f"seed={options.seed}", "evaluation.split=null", *options.set]
     recipe = load_recipe(options.recipe, settings)
     path = options.out / "measured.json"
-    measured: dict[str, Any] = read_json(path) if path.exists() else {}
+    told = {name: str(value) for name, value in vars(options).items()} | {"data": dataset.fingerprint}
+    kept: dict[str, Any] = read_json(path) if path.exists() else {"options": told, "pairs": {}}
+    if kept["options"] != told:
+        raise SystemExit(
+            f"{path} was measured with other options ({kept['options']}); choose another place for --out."
+        )
+    measured = kept["pairs"]
 
     def joint() -> tuple[Bundle, dict[str, float] | None]:
         return train(dataset, options.out / "joint", recipe), None
@@ -61,7 +69,8 @@ def main() -> None:
     def apart() -> tuple[Bundle, dict[str, float] | None]:
         run = options.out / "apart"
         if not run.exists():
-            shutil.copytree(options.out / "joint" / "stages", run / "stages")
+            with whole_folder(run) as partial:
+                shutil.copytree(options.out / "joint" / "stages", partial / "stages")
         return train(dataset, run, load_recipe(options.recipe, [*settings, *ALONE])), None
 
     def today() -> tuple[Bundle, dict[str, float] | None]:
@@ -82,7 +91,7 @@ def main() -> None:
             rankings = rank_stages(bundle, dataset, "test", options.depth)
             values = {stage: values_of(dataset, run) for stage, run in rankings.final(learnt).items()}
             measured[name] = {"work": work, "blend": learnt.blend, "values": values} | surroundings()
-            write_json(path, measured)
+            write_json(path, kept)
     print(table(measured))
 
 
@@ -94,7 +103,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], help="a setting of the recipe, as in `tandemqa train`")
     parser.add_argument("--questions", type=int, default=800, help="training questions")
     parser.add_argument("--depth", type=int, default=20, help="candidates that are re-ranked")
-    parser.add_argument("--mining", choices=["before", "after", "twice"], default="before",
+    parser.add_argument("--mining", choices=["before", "after", "twice"], default="after",
                         help="when sentence-transformers mines its negatives")  # fmt: skip
     parser.add_argument("--precision", choices=["auto", "fp32", "int8"], default="auto",
                         help="what the trained models compute in when they are measured")  # fmt: skip

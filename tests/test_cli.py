@@ -579,6 +579,16 @@ def test_plan_runs_and_explain_tell_of_a_run(tiny_model: Path, tiny_dataset: Pat
     assert "labelled positive" in explained and "confidence 0." in explained
 
 
+def test_an_index_is_made_and_inspected_where_one_is(
+    tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (["index", tiny_bundle, tiny_dataset, "--out", "index"], ["inspect", "index"]):
+        done = run(*command)
+        assert done.exit_code == 0, done.stderr
+    assert run_json("inspect", "index")["passages"] == 40
+
+
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_what_the_terminal_cannot_show_ends_no_search(index: Path, form: list[str]) -> None:
     command = [

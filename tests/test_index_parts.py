@@ -107,7 +107,9 @@ def no_right_to_write(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if "uri" in options:
             asked.append(str(path))
             if "immutable" not in str(path):
-                raise sqlite3.OperationalError("unable to open database file")
+                error = sqlite3.OperationalError("unable to open database file")
+                error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+                raise error
         return connect(path, **options)
 
     monkeypatch.setattr(sqlite3, "connect", refuse)
@@ -216,7 +218,7 @@ def test_a_change_in_the_log_of_passages_that_may_not_be_written_is_named(
     assert all("immutable" not in path for path in no_right_to_write[-1:])
 
 
-def test_a_committed_change_does_not_fail_because_a_reader_keeps_its_log(tmp_path: Path) -> None:
+def test_a_committed_change_does_not_fail_because_its_log_cannot_be_put_away(tmp_path: Path) -> None:
     path = tmp_path / "p.sqlite"
     stored(path, AWKWARD).close()
     with transaction(path) as database:
@@ -347,7 +349,7 @@ def test_a_number_too_large_to_compare_is_an_identifier(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["order", "sha", "number"])
-def test_an_identifier_equals_no_other(tmp_path: Path, field: str) -> None:
+def test_a_whole_number_beyond_64_bits_equals_no_other(tmp_path: Path, field: str) -> None:
     fields = [
         {"order": "12345678901234567890", "sha": "12e999", "number": 12345678901234567890},
         {"order": "12345678901234567891", "sha": "77e4512", "number": 12345678901234567891},

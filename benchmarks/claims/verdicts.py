@@ -170,7 +170,8 @@ def settings_of(cell: Cell) -> dict[str, str]:
 
 
 def _quicker(cell: Cell, against: Cell, results: Results) -> bool:
-    """Whether a cell is known to take less time to train than another: by the seeds that one machine ran of both."""
+    """Whether a cell is known to take less time to train than another: with each of two seeds or more of which one
+    machine ran both."""
     abouts = [
         {seed: result["about"] for (name, seed), result in results.items() if name == each.name}
         for each in (cell, against)
@@ -180,7 +181,7 @@ def _quicker(cell: Cell, against: Cell, results: Results) -> bool:
         for first, second in ((about, abouts[1].get(seed)) for seed, about in abouts[0].items())
         if second and "seconds" in first and "seconds" in second and first["machine"] == second["machine"]
     ]
-    return bool(pairs) and sum(first for first, _ in pairs) < sum(second for _, second in pairs)
+    return len(pairs) > 1 and all(first < second for first, second in pairs)
 
 
 def _count(some: Sized, what: str) -> str:

@@ -28,7 +28,7 @@ def make_bundle(
     """
     place = Path(out).resolve()
     if place.exists() and not (place / MANIFEST).exists():
-        raise TandemError(f"{place} exists and is not a bundle; choose another place for --out.")
+        raise TandemError(f"{out} exists and is not a bundle; choose another place for --out.")
     if dataset is not None and not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
     pair = Bundle(place, read_retriever(retriever, query_prompt, passage_prompt), read_reranker(reranker))

@@ -326,7 +326,7 @@ def describe_index(folder: Path) -> dict[str, Any]:
     segments = {}
     for segment in index.segments:
         about = dict(segment.about)
-        place = segment.folder.relative_to(folder).as_posix()
+        place = segment.folder.relative_to(index.folder).as_posix()
         files |= {f"{place}/{name}": size for name, size in about.pop("files").items()}
         segments[segment.folder.name] = about
     described = {

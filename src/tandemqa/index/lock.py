@@ -41,6 +41,9 @@ def _locked(path: Path, name: Path) -> int:
             ) from error
         except FileNotFoundError:
             pass
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 

@@ -129,7 +129,7 @@ def _number(text: str) -> int | float | None:
 
 
 def _exact(text: str, number: int | float) -> bool:
-    """Whether the number is what the text says, and not the nearest that there is to a longer one."""
+    """Whether a number is compared with others for being equal: not a whole one that 64 bits do not hold."""
     if isinstance(number, int):
         return True
     with contextlib.suppress(ValueError):

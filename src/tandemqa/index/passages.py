@@ -7,7 +7,7 @@ import secrets
 import sqlite3
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ _IDS = 10_000
 # Rows of an answer that are read at once.
 _ROWS = 1000
 # Rows are int32 wherever they are kept.
-_LAST_ROW = 2**31 - 1
+_ROWS_IN_ALL = 2**31
 
 
 class Record(NamedTuple):
@@ -174,7 +174,11 @@ class PassageStore:
                 f"The passages {self.path} could not be read ({error}); see that the disk is sound and has room, and "
                 "give the command again."
             )
-        if self.path.exists() and _log_size(self.path):
+        if _code(error) == sqlite3.SQLITE_BUSY:
+            return TandemError(
+                f"Another program keeps the passages {self.path} locked; give the command again when it has ended."
+            )
+        if _code(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) and _log_size(self.path):
             return TandemError(
                 f"The passages {self.path} could not be read ({error}): a change is still in the log beside them; "
                 "open the index once with the right to write there."
@@ -191,9 +195,9 @@ def _snapshot(path: Path) -> tuple[sqlite3.Connection, tuple[int, ...] | None]:
         database: sqlite3.Connection = sqlite3.connect(f"{uri}?mode=ro", **options)
         database.execute("BEGIN")
         database.execute("SELECT * FROM state")
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
         # SQLite keeps books of its readers beside the file. Where it may not, a writer learns of none.
-        if not path.exists() or _log_size(path):
+        if not path.exists() or _log_size(path) or _code(error) == sqlite3.SQLITE_BUSY:
             raise
         opened = stamp(path)
         database = sqlite3.connect(f"{uri}?mode=ro&immutable=1", **options)
@@ -212,8 +216,9 @@ def _check_size(database: sqlite3.Connection, path: Path) -> None:
 
 def _log_size(path: Path) -> int:
     """Bytes of what SQLite has not yet put into the file itself."""
-    log = path.with_name(f"{path.name}-wal")
-    return log.stat().st_size if log.exists() else 0
+    with suppress(FileNotFoundError):
+        return path.with_name(f"{path.name}-wal").stat().st_size
+    return 0
 
 
 # Writing
@@ -270,21 +275,30 @@ def transaction(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def fold(path: Path) -> None:
-    """Put what SQLite keeps in its log into the database itself, as far as no reader needs it where it is."""
+    """Put what SQLite keeps in its log into the database itself, as far as no reader needs it where it is.
+
+    What is in the log is committed already. If a reader is just coming or going, or the disk has no room, it stays
+    there for a later writer.
+    """
     with _explained(path), closing(sqlite3.connect(path, timeout=0)) as database:
         try:
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.OperationalError as error:
-            if _code(error) != sqlite3.SQLITE_BUSY:  # a reader is just coming or going; a later writer will
+            if _code(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
                 raise
+
+
+def check_rows(first: int, count: int) -> None:
+    """Raise if there are no rows for `count` more passages from `first` on."""
+    if first + count > _ROWS_IN_ALL:
+        raise TandemError("The index has given all of its 2³¹ rows, those of replaced passages too; build it again.")
 
 
 def put(database: sqlite3.Connection, records: Sequence[Record]) -> int:
     """Insert records under new rows, each in the place of the passage with its id: how many of these there were."""
     replaced = remove(database, [record.passage.id for record in records])
     (first,) = database.execute("SELECT next_row FROM state").fetchone()
-    if first + len(records) > _LAST_ROW + 1:
-        raise TandemError("The index has given all of its 2³¹ rows, those of replaced passages too; build it again.")
+    check_rows(first, len(records))
     for row, record in enumerate(records, start=first):
         _insert(database, row, record)
     database.execute("UPDATE state SET next_row = next_row + ?", (len(records),))

@@ -7,7 +7,7 @@ removed by the next writer, and so is one that a transaction has replaced, once 
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from tandemqa.index.lock import only_writer
 from tandemqa.index.passages import (
     PassageStore,
     Record,
+    check_rows,
     drop_segments,
     fold,
     put,
@@ -79,6 +80,7 @@ def add_passages(
             _make_room(folder)
             name = secrets.token_hex(8)
             first = _state(folder).next_row
+            check_rows(first, len(batch))
             rows = np.arange(first, first + len(batch), dtype=np.int32)
             texts = [record.passage.full for record in batch]
             with whole_folder(folder / SEGMENTS / name) as partial:
@@ -117,7 +119,8 @@ def compact(folder: Path) -> bool:
             if len(index.segments) <= 1 and not index.passages.deleted:
                 return False
             _join(index, index.segments)
-        _sweep(folder)
+        with suppress(TandemError, OSError):  # it is done; what cannot be removed now, the next writer removes
+            _sweep(folder)
     return True
 
 
@@ -133,7 +136,8 @@ def _make_room(folder: Path) -> None:
         sizes = [len(segment) for segment in index.segments]
         first = next(number for number, size in enumerate(sizes) if size <= sum(sizes[number + 1 :]))
         _join(index, index.segments[first:])
-    _sweep(folder)
+    with suppress(TandemError, OSError):  # as in `compact`
+        _sweep(folder)
 
 
 def _join(index: Index, segments: Sequence[Segment]) -> None:
