@@ -6,7 +6,7 @@ sentence-transformers in the same time.
 Each pair learns on all dev questions how much its retriever's score counts, as `train` does at its end, and ranks the
 test questions once; what has been measured lies in WORK/measured.json and is not done again. `--mining` should be
 what is best for sentence-transformers on dev. Its time is that of the seconds of our steps and of our mining;
-tokenising, which its own trainer does as it goes, and the drawing of lists are not in ours. The extra `data` is needed.
+tokenising, which its trainer does as it goes, and the drawing of lists are not in ours. The extra `data` is needed.
 Training is resumable but for that of sentence-transformers, which begins again.
 """
 
