@@ -551,13 +551,13 @@ def test_plan_runs_and_explain_tell_of_a_run(tiny_model: Path, tiny_dataset: Pat
         "--set=lists.low=0.6",
         "--set=lists.high=0.95",
     ]
-    before = run_json("plan", "quick", tiny_dataset, "--out", tmp_path / "runs" / "a", *settings)
+    before = run_json("plan", "default", tiny_dataset, "--out", tmp_path / "runs" / "a", *settings)
     assert [stage["stage"] for stage in before] == [
         *("warm_retriever", "mine", "warm_reranker", "score", "lists", "joint", "evaluate")
     ]
     assert all(stage["runs"] for stage in before)
     assert run("train", tiny_dataset, "--out", tmp_path / "runs" / "a", *settings).exit_code == 0
-    again = run("plan", "quick", tiny_dataset, "--out", tmp_path / "runs" / "a", *settings, "--set=lists.low=0.5")
+    again = run("plan", "default", tiny_dataset, "--out", tmp_path / "runs" / "a", *settings, "--set=lists.low=0.5")
     assert [line.split()[:2] for line in again.stdout.splitlines()] == [
         ["keep", "warm_retriever"],
         ["keep", "mine"],
