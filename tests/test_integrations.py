@@ -69,9 +69,10 @@ def test_llamaindex_queries_it(searcher: Searcher) -> None:
     expected = searcher.search(QUESTION, k=3, depth=10)
     check([(n.node.node_id, n.node.text, n.node.metadata) for n in nodes], expected)
     assert [node.score for node in nodes] == [hit.score for hit in expected]
-    title = "" if expected[0].title is None else f"title: {expected[0].title}\n\n"
-    for mode in (MetadataMode.LLM, MetadataMode.EMBED):
-        assert nodes[0].node.get_content(mode) == title + expected[0].text
+    for node, hit in zip(nodes, expected, strict=True):
+        title = f"title: {hit.title}\n\n" if hit.title else ""
+        for mode in (MetadataMode.LLM, MetadataMode.EMBED):
+            assert node.node.get_content(mode) == title + hit.text
     limited = TandemRetriever(searcher, k=40, where=WHERE).retrieve(QUESTION)
     only_the_second_half([each.node.metadata for each in limited])
     with pytest.raises(TandemError, match=REFUSED):

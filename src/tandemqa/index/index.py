@@ -248,11 +248,11 @@ class Index:
         anew = f"build it again: tandemqa index {bundle.folder} DATA --out {self.folder}"
         if self.precision == "int8" and not bundle.calibrated:
             load_ranges(bundle.folder, bundle.retriever, bundle.reranker)  # they may have come after it was loaded
-        if self.precision == "int8" and not bundle.calibrated:
-            raise TandemError(
-                f"The index {self.folder} was built with int8.safetensors of {bundle.folder}, which is gone; "
-                f"{anew} --precision int8"
-            )
+            if not bundle.calibrated:
+                raise TandemError(
+                    f"The index {self.folder} was built with int8.safetensors of {bundle.folder}, which is gone; "
+                    f"{anew} --precision int8"
+                )
         try:
             bundle = bundle.at(self.precision)
         except TandemError as error:

@@ -18,33 +18,19 @@ def only_writer(folder: Path, name: Path) -> Iterator[None]:
 
     The system lets go of it when the process ends, in whatever way.
     """
-    descriptor = _locked(folder / LOCK, name)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _locked(path: Path, name: Path) -> int:
-    """The descriptor of the lock file, locked. A build may put another index in the place of this one between the
-    moment it is opened and the moment it is locked; then the lock is that of an index which is gone."""
+    path = folder / LOCK
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                return descriptor
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise TandemError(
-                f"Another command is writing to the index {name}; give this one again when that has ended."
-            ) from error
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+        with path.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TandemError(
+                    f"Another command is writing to the index {name}; give this one again when that has ended."
+                ) from error
+            # A build may have put another index in the place of this one before it was locked.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield
+                return
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from tandemqa.index.metadata import field_names, mask_of, searchable
 
 # A passage keeps its row for as long as it is in the index; rows are never given twice. `tombstones` are the rows
 # that segments still hold and `passages` no longer does. What `fields` has of them goes when the index is compacted.
+# The `user_version` is a number drawn for each commit: generations of two histories may be equal, this is not.
 _TABLES = """
 CREATE TABLE passages (
     row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT
@@ -175,9 +176,7 @@ class PassageStore:
                 "give the command again."
             )
         if _code(error) == sqlite3.SQLITE_BUSY:
-            return TandemError(
-                f"Another program keeps the passages {self.path} locked; give the command again when it has ended."
-            )
+            return _busy(self.path)
         if _code(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) and _log_size(self.path):
             return TandemError(
                 f"The passages {self.path} could not be read ({error}): a change is still in the log beside them; "
@@ -352,9 +351,7 @@ def _explained(path: Path) -> Iterator[None]:
             sqlite3.SQLITE_IOERR: errno.EIO,
         }.get(_code(error))
         if _code(error) == sqlite3.SQLITE_BUSY:
-            raise TandemError(
-                f"Another program keeps the passages {path} locked; give the command again when it has ended."
-            ) from error
+            raise _busy(path) from error
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
@@ -362,6 +359,10 @@ def _explained(path: Path) -> Iterator[None]:
         if isinstance(error, sqlite3.IntegrityError):
             raise
         raise TandemError(f"The passages {path} are damaged ({error}); build the index again.") from error
+
+
+def _busy(path: Path) -> TandemError:
+    return TandemError(f"Another program keeps the passages {path} locked; give the command again when it has ended.")
 
 
 def _code(error: Exception) -> int:

@@ -37,7 +37,7 @@ class TandemRetriever(BaseRetriever):
 def _node(answer: Answer, hit: Hit) -> TextNode:
     """A passage as a node of which prompts get title and text, and not how it was found."""
     told = metadata(answer, hit)
-    unread = [name for name in told if name != "title"]
+    unread = [name for name in told if name != "title" or not hit.title]
     return TextNode(
         id_=hit.id,
         text=hit.text,
