@@ -36,7 +36,8 @@ def read_results(place: Place) -> Results:
 def write_page(places: Sequence[Place], folder: Path) -> Path:
     """`folder/claims.md` and its plots, of the places that have results."""
     measured = [(place, results) for place in places if (results := read_results(place))]
-    parts = [_head(measured), _glance(measured)]
+    letters = _letters(measured)
+    parts = [_head(measured, letters), _glance(measured)]
     for place, results in measured:
         name = f"{place.name}-{place.backbone}"
         outcomes = {claim.text: outcomes_of(claim.comparisons, results) for claim in CLAIMS}
@@ -46,18 +47,18 @@ def write_page(places: Sequence[Place], folder: Path) -> Path:
             if figure is not None:
                 _save(figure, folder / f"{name}-{kind}.svg")
                 plots.append(f"![{kind}]({name}-{kind}.svg)")
-        parts += [_place_head(place, results), _claims(results), *plots, *_figures(results, _letters(measured))]
+        parts += [_place_head(place, results), _claims(results), *plots, *_figures(results, letters)]
     with whole_file(folder / "claims.md") as partial:
         partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return folder / "claims.md"
 
 
-def _head(measured: Sequence[tuple[Place, Results]]) -> str:
+def _head(measured: Sequence[tuple[Place, Results]], letters: dict[str, str]) -> str:
     abouts = [result["about"] for _, results in measured for result in results.values()]
     said = {
         name: ", ".join(sorted({str(about[name]) for about in abouts})) for name in ("commit", "threads", "torch")
     }
-    machines = "; ".join(f"{letter}: {name}" for name, letter in _letters(measured).items())
+    machines = "; ".join(f"{letter}: {name}" for name, letter in letters.items())
     return f"""# The paper's claims, measured
 
     python benchmarks/claims.py run --work WORK
@@ -85,7 +86,7 @@ been run. What stands "beside", remedies in case it does not hold and the same a
 
 
 def _glance(measured: Sequence[tuple[Place, Results]]) -> str:
-    """The verdict on every claim in every place that has all of its comparisons, or some."""
+    """The verdict on every claim in every place."""
     titles = [f"{place.name}, {place.backbone}" for place, _ in measured]
     rows = [f"| claim | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
     for claim in CLAIMS:
