@@ -394,6 +394,15 @@ def test_with_data_the_pair_is_measured_and_learns(tiny_bundle: Path, tiny_datas
     assert made.about["metrics"]["split"] == "dev" and made.about["metrics"]["depth"] == 10
 
 
+def test_a_bundle_behind_a_link_is_replaced_where_it_lies(tiny_bundle: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "bundle")
+    for _ in range(2):
+        make_bundle(str(tiny_bundle), str(tiny_bundle), link)
+    assert link.is_symlink() and Bundle.load(tmp_path / "disk" / "bundle").fingerprint
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 def test_a_folder_of_something_else_is_not_replaced(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(TandemError, match="exists and is not a bundle"):

@@ -257,8 +257,10 @@ def test_an_index_remembers_its_precision_and_the_bundle_its_ranges(
 ) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, folder)
+    early = Bundle.load(folder)
     index = Index.build(folder, tiny_dataset, tmp_path / "index", precision="int8")
     assert (folder / RANGES).exists()
+    assert index.load_bundle(early).calibration == index.about["calibration"]
     searcher = Searcher(index)
     assert (searcher.bundle.retriever.precision, searcher.bundle.reranker.precision) == ("int8", "int8")
     assert searcher.search("why do prices rise").hits

@@ -20,7 +20,7 @@ def only_writer(folder: Path, name: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     while True:
-        with path.open("ab") as file:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
