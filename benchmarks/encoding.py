@@ -8,9 +8,10 @@ sentence-transformers runs at its defaults, in bfloat16 and, where PYTHON is an 
 with transformers 4: `pip install "sentence-transformers[onnx,openvino]==5.*" nncf "datasets<5"`), in int8 on ONNX
 Runtime and OpenVINO, each quantised by its own helper (see theirs.py). Encoding: passages of the corpus. Re-ranking:
 the 50 passages that the retriever finds among these for each question. Without a bundle, the base model is both, with
-an untrained head. Prints each round's rate, the medians' ratios to sentence-transformers, and how near the results
-are to its float32: the cosine of vectors; the mean over questions of the rank correlation of scores, and how often
-the first passage is the same.
+an untrained head. The int8 products of all layers alone, of as many tokens, show what int8 could reach if nothing
+else took time. Prints each round's rate, the medians' ratios to sentence-transformers, and how near the results are
+to its float32: the cosine of vectors; the mean over questions of the rank correlation of scores, and how often the
+first passage is the same.
 """
 
 import argparse
@@ -28,11 +29,14 @@ import torch
 from scipy.stats import spearmanr
 
 from tandemqa import Bundle, load_dataset
+from tandemqa.encoders import threads
+from tandemqa.encoders.backbone import for_inference
 from tandemqa.encoders.bundle import save_bundle
 from tandemqa.encoders.cross import CrossEncoder, RerankerConfig
-from tandemqa.encoders.dual import DualEncoder, RetrieverConfig
+from tandemqa.encoders.dual import TOKEN_BUDGET, DualEncoder, RetrieverConfig
 
 THEIRS = "sentence-transformers"
+PRODUCTS = "tandemqa int8, products alone"
 CANDIDATES = 50
 WIDTH = 36
 
@@ -63,6 +67,7 @@ def main() -> None:
         theirs = Theirs(options.theirs, bundle, Path(folder), known, others) if options.theirs else None
         vectors = compare("passages", len(passages), encoders(bundle, theirs, passages), options.rounds)
         exact = vectors.pop(THEIRS)
+        del vectors[PRODUCTS]
         for name, found in vectors.items():
             cosines = np.sum(unit(found) * unit(exact), axis=1)
             print(f"{name:{WIDTH}} cosine to float32: mean {cosines.mean():.5f}, smallest {cosines.min():.5f}")
@@ -126,8 +131,31 @@ def encoders(bundle: Bundle, theirs: Theirs | None, passages: list[str]) -> Ways
         f"{THEIRS} bfloat16": timed(lambda: bfloat16.encode(passages)),
         "tandemqa": timed(lambda: ours.encode(ours.tokenize(passages), "passage")),
         "tandemqa int8": timed(lambda: fast.encode(fast.tokenize(passages), "passage")),
+        PRODUCTS: timed(lambda: multiply(fast, passages)),
     }
     return ways | (theirs.ways("retriever", passages) if theirs else {})
+
+
+def multiply(encoder: DualEncoder, passages: list[str]) -> np.ndarray:
+    """The matrix products (GELU is part of one) that int8 makes of so many tokens, without padding, on bytes at
+    random; there are no vectors."""
+    layers = for_inference(encoder.tower("passage"), "int8", encoder.ranges["passage"]).layers
+    tokens = sum(len(encoder.frame(ids, "passage")) for ids in encoder.tokenize(passages))
+    width = encoder.passage_tower.config.hidden_size
+    states = torch.randint(255, (TOKEN_BUDGET, width), dtype=torch.uint8)
+
+    def products(count: int) -> None:
+        rows = states[:count]
+        for layer in layers:
+            layer.read.linear(rows, layer.dtype)
+            layer.gather.linear(rows, torch.float32)
+            forward = layer.feedforward
+            wide = forward.widen.linear.gelu(rows, forward.variant, forward.step, forward.zero)
+            forward.narrow(wide, torch.float32)
+
+    counts = [min(TOKEN_BUDGET, tokens - start) for start in range(0, tokens, TOKEN_BUDGET)]
+    list(threads.without_gradient(products, counts, states.device))
+    return np.empty((0, width), dtype=np.float32)
 
 
 def scorers(
