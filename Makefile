@@ -20,9 +20,8 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 demo: $(INSTALLED)
 	$(VENV)/bin/tandemqa demo --out $(OUT)
 
-# The file that trains a pair takes longest: it comes first.
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder tests/test_end_to_end.py tests
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -17,6 +17,12 @@ settings.load_profile("unhurried")
 # The models of the tests are so small that a second thread only costs; set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The test that trains a pair comes first: it takes longest, and other processes run the rest beside it."""
+    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+
+
 # title, text, and the questions that the passage answers
 CORPUS = [
     ("Basalt", "Basalt is a dark rock that forms when lava cools quickly at the surface.",
