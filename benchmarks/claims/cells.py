@@ -25,6 +25,8 @@ STRONG = ("reranker.model={strong}/reranker", "warm_reranker.epochs=0")
 WARMER = ("warm_retriever.epochs=8",)
 # And four passes over the re-ranker's lists, so that the teacher knows more than its student.
 TAUGHT = (*WARMER, "warm_reranker.epochs=4")
+# As many lists as in four passes, but of other negatives each time.
+VARIED = (*WARMER, "warm_lists.per_query=4")
 OTHER = ("reranker.model={other}",)
 UNLABELLED = ("data.unlabelled={unlabelled}", "lists.depth=15")
 # Lists of all sizes from the same candidates, in fewer steps than the reference makes, for those of 64 are long.
@@ -125,6 +127,10 @@ CELLS = {
         Cell("taught-none", "both warm-ups as in `taught`, no distillation", (*TAUGHT, *NONE)),
         Cell("taught-supervised", "both warm-ups as in `taught`, and the retriever's own loss",
              (*TAUGHT, *SUPERVISED)),
+        Cell("varied-none", "as `taught-none`, but for other negatives in each of the re-ranker's four passes",
+             (*VARIED, *NONE)),
+        Cell("varied-supervised", "as `taught-supervised`, but for other negatives in each of the four passes",
+             (*VARIED, *SUPERVISED)),
         Cell("temperature-0.02", "retriever's temperature 0.02", ("loss.retriever_temperature=0.02",)),
         Cell("temperature-0.1", "retriever's temperature 0.1", ("loss.retriever_temperature=0.1",)),
         Cell("none-temperature-0.02", "no distillation, temperature 0.02",

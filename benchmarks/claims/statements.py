@@ -21,6 +21,7 @@ REMEDIES = (
     ("warmer-supervised", "warmer-none"),
     ("taught-dynamic", "taught-none"),
     ("taught-supervised", "taught-none"),
+    ("varied-supervised", "varied-none"),
     ("strong-dynamic", "strong-none"),
 )
 
@@ -70,9 +71,10 @@ CLAIMS = (
     Claim(
         "The two improve each other: the pair beats each model trained alone for the same time",
         (*_each(RERANKER, ("dynamic", "none")), *_each(PAIR, ("dynamic", "none"))),
-        (*_each(RERANKER, ("supervised", "none"), ("taught-supervised", "taught-none")),
+        (*_each(RERANKER, ("supervised", "none"), ("taught-supervised", "taught-none"),
+                ("varied-supervised", "varied-none")),
          *_each(PAIR, ("supervised", "none"), ("long", "none-long"), ("warmer-supervised", "warmer-none"),
-                ("taught-supervised", "taught-none"))),
+                ("taught-supervised", "taught-none"), ("varied-supervised", "varied-none"))),
     ),
     Claim(
         "The re-ranker gains from the gradient of the divergence",
@@ -103,7 +105,9 @@ CLAIMS = (
         (*_each(RETRIEVER, ("taught-supervised", "warmer-supervised")),
          *_each(PAIR, ("taught-supervised", "warmer-supervised"))),
         (*_each(RETRIEVER, ("taught-dynamic", "warmer-dynamic"), ("taught-dynamic", "warmer-supervised")),
-         *_each(PAIR, ("taught-dynamic", "warmer-dynamic"), ("taught-none", "warmer-none"))),
+         *_each(PAIR, ("taught-dynamic", "warmer-dynamic"), ("taught-none", "warmer-none"),
+                ("varied-supervised", "warmer-supervised"), ("varied-none", "warmer-none"),
+                ("varied-supervised", "taught-supervised"))),
     ),
     Claim("Warm starts help", _each(PAIR, ("dynamic", "cold"), ("dynamic", "cold-longer"))),
     Claim("Fresh negatives help", _each(PAIR, ("refresh", "dynamic"))),
