@@ -21,6 +21,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from tandemqa.encoders.backbone import BASE_MODEL, Precision, resolve_model
@@ -57,6 +59,8 @@ def main() -> None:
     for one_thread in (torch.set_num_threads, faiss.omp_set_num_threads):
         one_thread(1)  # a process that is forked has none of the others
     segment.SHARD, segment.PART, update.MOST_SEGMENTS = 64, 100, 9
+    # tqdm's own lock is one between processes, and stays locked if a writer is killed while it draws a bar.
+    tqdm.set_lock(threading.RLock())
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         os.environ["TANDEMQA_CACHE"] = str(work / "cache")
