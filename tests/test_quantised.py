@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 from test_bundle import reranker, retriever
 from test_packed import KIN, batch_of, bert, roberta
-from torch.nn.functional import scaled_dot_product_attention
 
 from tandemqa.data.dataset import load_dataset
 from tandemqa.encoders import backbone
@@ -24,7 +24,7 @@ from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dense import Dense
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.encoders.inputs import TokenBatch
-from tandemqa.encoders.packed import NEVER, attend, packed
+from tandemqa.encoders.packed import NEVER, fused, packed, plain
 from tandemqa.encoders.quantised import (
     Int8Feedforward,
     Int8Linear,
@@ -175,32 +175,22 @@ def test_changed_weights_are_packed_anew() -> None:
     torch.testing.assert_close(after(batch)[0], before[0] + 1.0, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("form", [fused, plain])
 @pytest.mark.parametrize("far", [0.0, 300.0, -300.0])
-def test_attention_is_exact_whatever_the_scores(far: float) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_is_exact_whatever_the_scores(form: Callable[..., torch.Tensor], far: float, padded: bool) -> None:
     torch.manual_seed(4)
-    query, key, value = torch.randn(3, 2, 5, 8)
-    query[..., 0], key[..., 0] = 1.0, far + torch.randn(2, 5)  # moves all scores of a row by about the same
-    scores = (query.double() @ key.double().mT) * np.log(2)
-    expected = (scores.softmax(-1) @ value.double()).reshape(10, 8)
-    found = attend(torch.cat([query, key, value], -1).reshape(10, 24), 2, 1, None)
-    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("scores_at_a_time", [1, 5 * 5 * 2 * 4 * 2, 1 << 19])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_that_of_torch_however_many_sequences_it_takes_at_a_time(
-    scores_at_a_time: int, masked: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tandemqa.encoders.packed.SCORES", scores_at_a_time)
-    torch.manual_seed(5)
-    read = torch.randn(3, 5, 3, 2, 8)
+    query, key, value = torch.randn(3, 3, 2, 5, 8)
+    query[..., 0], key[..., 0] = 1.0, far + torch.randn(3, 2, 5)  # moves all scores of a row by about the same
     real = torch.ones(3, 1, 1, 5, dtype=torch.bool)
-    real[1, ..., 3:] = real[2, ..., 1:] = not masked
-    query, key, value = read.double().permute(2, 0, 3, 1, 4)
-    expected = scaled_dot_product_attention(query, key, value, attn_mask=real, scale=np.log(2))
-    mask = torch.where(real, 0.0, NEVER).expand(3, 2, 1, 5).reshape(6, 1, 5) if masked else None
-    found = attend(read.reshape(15, 48), 3, 2, mask)
-    torch.testing.assert_close(found.double(), expected.transpose(1, 2).reshape(15, 16), atol=1e-5, rtol=1e-5)
+    real[1, ..., 3:] = real[2, ..., 1:] = not padded
+    read = torch.stack([query, key, value]).permute(1, 3, 0, 2, 4).reshape(15, 48)
+    query, key, value = read.double().view(3, 5, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    scores = ((query @ key.mT) * np.log(2)).masked_fill(~real, -np.inf)
+    expected = (scores.softmax(-1) @ value).transpose(1, 2).reshape(15, 16)
+    mask = torch.where(real, 0.0, NEVER).expand(3, 2, 1, 5).reshape(6, 1, 5) if padded else None
+    found = form(read, 3, 2, mask)
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_what_int8_is_not_made_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
 """The encoder as it is fastest on a CPU without gradients: BERT and its kin, written for oneDNN.
 
 The weights are laid out once as the matrix products read them, query, key and value are one product, GELU and the
-residual are part of the product before them, and attention is two batched products around a softmax, which at the
-lengths of passages takes half the time of the fused kernel. In int8, all products but those of attention are in bytes
-(`quantised.py`).
+residual are part of the product before them. In bfloat16, attention is two batched products around a softmax, which
+at the lengths of passages takes half the time of the fused kernel; in float32 that kernel is faster. In int8, all
+products but those of attention are in bytes (`quantised.py`).
 """
 
 import math
@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
+from torch.nn.functional import layer_norm, scaled_dot_product_attention
 from transformers import BertModel, CamembertModel, RobertaModel, XLMRobertaModel
 
 from tandemqa.encoders.inputs import TokenBatch
@@ -24,8 +24,6 @@ GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 # A score that leaves no weight to padding.
 NEVER = -1e9
-# Bytes of attention's scores at a time: what a core's own cache holds, and malloc need not ask the system for.
-SCORES = 1 << 19
 # Sums of a softmax's powers within which nothing of weight has been lost to overflow or underflow.
 SAFE = (2.0**-60, 2.0**100)
 
@@ -99,34 +97,33 @@ def _read_by_attention(own: Any, heads: int) -> tuple[Tensor, Tensor]:
 
 
 def attend(read: Tensor, count: int, heads: int, mask: Tensor | None) -> Tensor:
-    """Contexts (T, d) from queries, keys and values (T, 3d) of `count` sequences; scores are powers of two.
+    """Contexts (T, d) from queries, keys and values (T, 3d) of `count` sequences; scores are powers of two."""
+    return (fused if read.dtype == torch.float32 else plain)(read, count, heads, mask)
 
-    A few sequences are taken at a time, so that their scores never leave the cache.
+
+def fused(read: Tensor, count: int, heads: int, mask: Tensor | None) -> Tensor:
+    """In one kernel, whose scores never leave the cache."""
+    query, key, value = read.view(count, -1, 3, heads, read.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
+    added = None if mask is None else mask.view(count, heads, 1, -1)
+    context = scaled_dot_product_attention(query, key, value, attn_mask=added, scale=math.log(2))
+    return context.transpose(1, 2).reshape(len(read), -1)
+
+
+def plain(read: Tensor, count: int, heads: int, mask: Tensor | None) -> Tensor:
+    """As two batched products.
+
+    The softmax between them does not look for each row's largest score first, which takes half its time; where a sum
+    shows that it should have, it is done again.
     """
-    length, size = len(read) // count, read.shape[1] // (3 * heads)
-    split = read.view(count, length, 3, heads, size).permute(2, 0, 3, 1, 4)
-    contexts = read.new_empty(count, length, heads, size)
-    at_once = max(1, SCORES // (heads * length * length * read.element_size()))
-    for start in range(0, count, at_once):
-        stop = start + at_once
-        query, key, value = split[:, start:stop].flatten(1, 2)
-        context = _attend(query, key, value, None if mask is None else mask[start * heads : stop * heads])
-        contexts[start:stop] = context.view(-1, heads, length, size).transpose(1, 2)
-    return contexts.view(count * length, -1)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """The context of each head of each sequence, (n, L, d/heads).
-
-    The softmax does not look for each row's largest score first, which takes half its time; where a sum shows that it
-    should have, it is done again.
-    """
+    query, key, value = by_heads(read, 3, count, heads)
     weights = _scores(query, key, mask).exp2_()
     total = weights.sum(-1, keepdim=True)
     least, most = total.aminmax()
     if SAFE[0] < least and most < SAFE[1]:
-        return (weights @ value).div_(total)
-    return (_scores(query, key, mask) * math.log(2)).softmax(-1) @ value
+        context = (weights @ value).div_(total)
+    else:
+        context = (_scores(query, key, mask) * math.log(2)).softmax(-1) @ value
+    return together(context, count)
 
 
 def by_heads(x: Tensor, parts: int, count: int, heads: int) -> Tensor:
