@@ -77,8 +77,9 @@ averaged for each question; intervals are 95 %, by resampling questions; p is th
 corrected for the comparisons of a claim (Holm). They tell of other questions, not of other training runs: see the
 single seeds for those. "Training" is the time of all steps, whichever cell made them, those behind a bundle
 that a cell starts from included, and of mining and scoring, at the speed measured afterwards; a letter tells the
-machine, and times of different machines do not compare; two cells ran beside each other. Where one machine trained in
-bfloat16 and the other in float32, that too is in a difference between their cells.
+machine, and times of different machines do not compare; two cells ran beside each other, and now and then other work,
+so that a time may be half too long. Where one machine trained in bfloat16 and the other in float32, that too is in a
+difference between their cells.
 
 A claim **holds** if all its comparisons are better with p < 0.05. It **does not hold here** if one is worse with
 p < 0.05, or a gain of a point lies outside its interval. Else it is **undecided**, also while a comparison has not
