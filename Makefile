@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/tandemqa demo --out $(OUT)
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -123,6 +123,7 @@ class Theirs:
 def encoders(bundle: Bundle, theirs: Theirs | None, passages: list[str]) -> Ways:
     """Vectors of the passages, by each way."""
     ours, fast = bundle.retriever, Bundle.load(bundle.folder).at("int8").retriever  # packed apart
+    tokens = sum(len(fast.frame(ids, "passage")) for ids in fast.tokenize(passages))
     folder = str(bundle.folder / "retriever")
     plain = sentence_transformers.SentenceTransformer(folder)
     bfloat16 = sentence_transformers.SentenceTransformer(folder, model_kwargs={"dtype": torch.bfloat16})
@@ -131,16 +132,15 @@ def encoders(bundle: Bundle, theirs: Theirs | None, passages: list[str]) -> Ways
         f"{THEIRS} bfloat16": timed(lambda: bfloat16.encode(passages)),
         "tandemqa": timed(lambda: ours.encode(ours.tokenize(passages), "passage")),
         "tandemqa int8": timed(lambda: fast.encode(fast.tokenize(passages), "passage")),
-        PRODUCTS: timed(lambda: multiply(fast, passages)),
+        PRODUCTS: timed(lambda: multiply(fast, tokens)),
     }
     return ways | (theirs.ways("retriever", passages) if theirs else {})
 
 
-def multiply(encoder: DualEncoder, passages: list[str]) -> np.ndarray:
-    """The matrix products (GELU is part of one) that int8 makes of so many tokens, without padding, on bytes at
-    random; there are no vectors."""
+def multiply(encoder: DualEncoder, tokens: int) -> np.ndarray:
+    """The matrix products (GELU is part of one) that int8 makes of so many tokens, on bytes at random; there are no
+    vectors."""
     layers = for_inference(encoder.tower("passage"), "int8", encoder.ranges["passage"]).layers
-    tokens = sum(len(encoder.frame(ids, "passage")) for ids in encoder.tokenize(passages))
     width = encoder.passage_tower.config.hidden_size
     states = torch.randint(255, (TOKEN_BUDGET, width), dtype=torch.uint8)
 

@@ -173,9 +173,9 @@ def test_fifteen_thousand_questions_take_seconds_even_when_made_from_templates(t
         "test": {f"s{number}": text for number, text in enumerate(asked[13_000:])},
     }
     dataset = load_dataset(write_dataset(tmp_path / "data", questions))
-    started = time.perf_counter()
+    started = time.process_time()
     found = find_leaks(dataset)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert found.questions == 2000
 
 

@@ -135,6 +135,15 @@ def test_each_precision_is_packed_once_and_none_of_them_outlives_its_weights() -
     assert all(each() is None for each in left)
 
 
+@pytest.mark.parametrize("weight", ["query.weight", "key.bias"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_do_not_hide(weight: str, value: float) -> None:
+    model = bert()
+    with torch.no_grad():
+        model.encoder.layer[0].attention.self.get_parameter(weight).view(-1)[3] = value
+        assert not packed(model, torch.float32)(batch_of([9])).isfinite().any()
+
+
 def test_loaded_weights_are_noticed() -> None:
     model, batch = bert(), batch_of([5])
     before = packed(model, torch.float32)(batch)

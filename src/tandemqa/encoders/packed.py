@@ -7,7 +7,7 @@ products but those of attention are in bytes (`quantised.py`).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +26,11 @@ GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 NEVER = -1e9
 # Sums of a softmax's powers within which nothing of weight has been lost to overflow or underflow.
 SAFE = (2.0**-60, 2.0**100)
+
+Attention = Callable[[Tensor, int, int, Tensor | None], Tensor]
+"""Contexts (T, d) of queries, keys and values (T, 3d), of so many sequences of one length and so many heads. The
+weight of a value is two to the power of its score. A mask, (N·heads, 1, L), is added to the scores; all of one dtype.
+"""
 
 
 class PackedLinear:
@@ -54,7 +59,8 @@ class PackedLayer:
     def __init__(self, layer: Any, heads: int, variant: str, dtype: torch.dtype) -> None:
         self.heads, self.variant = heads, variant
         attention = layer.attention
-        self.read = PackedLinear(*_read_by_attention(attention.self, heads), dtype)
+        read = _read_by_attention(attention.self, heads)
+        self.read, self.attend = PackedLinear(*read, dtype), attention_for(*read, dtype)
         self.gather = PackedLinear(attention.output.dense.weight, attention.output.dense.bias, dtype)
         self.widen = PackedLinear(layer.intermediate.dense.weight, layer.intermediate.dense.bias, dtype)
         self.narrow = PackedLinear(layer.output.dense.weight, layer.output.dense.bias, dtype)
@@ -63,7 +69,7 @@ class PackedLayer:
     def __call__(self, x: Tensor, count: int, mask: Tensor | None) -> Tensor:
         """States (T, d) of `count` sequences of one length, T = N·L, from those below; `mask` is added to the scores,
         (N·heads, 1, L)."""
-        context = attend(self.read(x), count, self.heads, mask)
+        context = self.attend(self.read(x), count, self.heads, mask)
         x = layer_norm(self.gather.plus(context, x), *self.norms[0])
         above: Tensor = layer_norm(self.narrow.plus(self.widen.gelu(x, self.variant), x), *self.norms[1])
         return above
@@ -75,7 +81,8 @@ class Int8Layer:
     def __init__(self, layer: Any, heads: int, variant: str, dtype: torch.dtype, ranges: Ranges) -> None:
         self.heads, self.dtype = heads, dtype
         attention, out = layer.attention, layer.attention.output.dense
-        self.read = SmoothedLinear(*_read_by_attention(attention.self, heads), ranges["read"])
+        read = _read_by_attention(attention.self, heads)
+        self.read, self.attend = SmoothedLinear(*read, ranges["read"]), attention_for(*read, dtype)
         self.gather = SmoothedLinear(out.weight, out.bias, ranges["gather"])
         self.feedforward = Int8Feedforward(
             layer.intermediate.dense, layer.output.dense, ranges["widen"], ranges["narrow"], variant
@@ -83,7 +90,7 @@ class Int8Layer:
         self.norms = [_norm(norm, torch.float32) for norm in (attention.output.LayerNorm, layer.output.LayerNorm)]
 
     def __call__(self, x: Tensor, count: int, mask: Tensor | None) -> Tensor:
-        context = attend(self.read(x, self.dtype), count, self.heads, mask)
+        context = self.attend(self.read(x, self.dtype), count, self.heads, mask)
         x = layer_norm(self.gather(context, torch.float32).add_(x), *self.norms[0])
         above: Tensor = layer_norm(self.feedforward(x).add_(x), *self.norms[1])
         return above
@@ -96,21 +103,25 @@ def _read_by_attention(own: Any, heads: int) -> tuple[Tensor, Tensor]:
     return weight, torch.cat([own.query.bias * factor, own.key.bias, own.value.bias])
 
 
-def attend(read: Tensor, count: int, heads: int, mask: Tensor | None) -> Tensor:
-    """Contexts (T, d) from queries, keys and values (T, 3d) of `count` sequences; scores are powers of two."""
-    return (fused if read.dtype == torch.float32 else plain)(read, count, heads, mask)
+def attention_for(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Attention:
+    """The faster form of attention in a dtype, for queries, keys and values that this weight and bias give.
+
+    The fused kernel makes finite contexts of scores that are not, and a broken model would go unnoticed.
+    """
+    finite = bool(weight.isfinite().all() and bias.isfinite().all())
+    return fused if dtype == torch.float32 and finite else unfused
 
 
 def fused(read: Tensor, count: int, heads: int, mask: Tensor | None) -> Tensor:
-    """In one kernel, whose scores never leave the cache."""
+    """`Attention` in one kernel."""
     query, key, value = read.view(count, -1, 3, heads, read.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
     added = None if mask is None else mask.view(count, heads, 1, -1)
     context = scaled_dot_product_attention(query, key, value, attn_mask=added, scale=math.log(2))
     return context.transpose(1, 2).reshape(len(read), -1)
 
 
-def plain(read: Tensor, count: int, heads: int, mask: Tensor | None) -> Tensor:
-    """As two batched products.
+def unfused(read: Tensor, count: int, heads: int, mask: Tensor | None) -> Tensor:
+    """`Attention` as two batched products.
 
     The softmax between them does not look for each row's largest score first, which takes half its time; where a sum
     shows that it should have, it is done again.
