@@ -49,6 +49,7 @@ def settings(tiny_model: Path) -> list[str]:
         "reranker.lora_rank=2",
         "reranker.head_dropout=0",
         "warm_retriever.epochs=2",
+        "warm_lists.per_query=1",
         "warm_retriever.batch_lists=5",
         "joint.batch_lists=5",
         "refresh_steps=null",
@@ -66,7 +67,7 @@ def alone(tiny_dataset: Path, settings: list[str], tmp_path_factory: pytest.Temp
     out = tmp_path_factory.mktemp("alone") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone, "has_bfloat16", lambda device: False)
-        train(tiny_dataset, out, load_recipe("quick", settings))
+        train(tiny_dataset, out, load_recipe("default", settings))
     return out
 
 
