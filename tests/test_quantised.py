@@ -2,7 +2,6 @@
 
 import shutil
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +23,7 @@ from tandemqa.encoders.cross import CrossEncoder
 from tandemqa.encoders.dense import Dense
 from tandemqa.encoders.dual import DualEncoder
 from tandemqa.encoders.inputs import TokenBatch
-from tandemqa.encoders.packed import NEVER, fused, packed, unfused
+from tandemqa.encoders.packed import NEVER, Attention, fused, packed, unfused
 from tandemqa.encoders.quantised import (
     Int8Feedforward,
     Int8Linear,
@@ -178,7 +177,7 @@ def test_changed_weights_are_packed_anew() -> None:
 @pytest.mark.parametrize("form", [fused, unfused])
 @pytest.mark.parametrize("far", [0.0, 300.0, -300.0])
 @pytest.mark.parametrize("padded", [False, True])
-def test_attention_is_exact_whatever_the_scores(form: Callable[..., torch.Tensor], far: float, padded: bool) -> None:
+def test_attention_is_exact_whatever_the_scores(form: Attention, far: float, padded: bool) -> None:
     torch.manual_seed(4)
     query, key, value = torch.randn(3, 3, 2, 5, 8)
     query[..., 0], key[..., 0] = 1.0, far + torch.randn(3, 2, 5)  # moves all scores of a row by about the same

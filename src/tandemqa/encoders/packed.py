@@ -108,8 +108,9 @@ def attention_for(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Attention
 
     The fused kernel makes finite contexts of scores that are not, and a broken model would go unnoticed.
     """
-    finite = bool(weight.isfinite().all() and bias.isfinite().all())
-    return fused if dtype == torch.float32 and finite else unfused
+    if dtype == torch.float32 and weight.isfinite().all() and bias.isfinite().all():
+        return fused
+    return unfused
 
 
 def fused(read: Tensor, count: int, heads: int, mask: Tensor | None) -> Tensor:
